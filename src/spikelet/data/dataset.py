@@ -1,0 +1,229 @@
+"""What a data set is: splits of uint8 images, their statistics, where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from spikelet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 "N C H W" and labels int64 "N"."""
+
+    images: UInt8[Tensor, "N C H W"]
+    labels: Int64[Tensor, "N"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def at(self, index: Tensor) -> Split:
+        """The images and labels at `index` "M", copied."""
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits of labelled images and what a card says about them.
+
+    `mean` and `std` are per channel, of images / 255. `hashes` are SHA-256 sums per split.
+    `augment` holds the specs of the default training augmentations, `notes` what deviates from
+    the official split.
+    """
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    licence: str
+    hashes: Mapping[str, str]
+    augment: tuple[Mapping[str, Any], ...] = ()
+    notes: str = ""
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.train.images.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        return self.train.images.shape[2], self.train.images.shape[3]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Images per split."""
+        return {name: 0 if split is None else len(split) for name, split in _splits(self)}
+
+
+def _splits(dataset: Dataset) -> Iterator[tuple[str, Split | None]]:
+    yield from (
+        ("train", dataset.train),
+        ("validation", dataset.validation),
+        ("test", dataset.test),
+    )
+
+
+def assemble(
+    name: str,
+    labelled: Split,
+    test: Split,
+    *,
+    classes: Sequence[str],
+    licence: str,
+    validation: int | Split,
+    train: int | None,
+    seed: int,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    augment: Sequence[Mapping[str, Any]] = (),
+    notes: str = "",
+) -> Dataset:
+    """A data set out of its labelled and its test part.
+
+    `train` keeps that many labelled images (stratified, the same ones for every seed) before
+    `validation` of them are held out (stratified, drawn by `seed`); a ready validation split is
+    taken as it is. Statistics are those of the labelled part unless given.
+    """
+    if train is not None:
+        labelled = _drawn("train", labelled, train, seed=0)[1]
+    mean, std = statistics or channel_statistics(labelled.images)
+    held: Split | None = validation if isinstance(validation, Split) else None
+    if isinstance(validation, int) and validation != 0:
+        labelled, held = _drawn("validation", labelled, validation, seed)
+    splits = {"train": labelled, "validation": held, "test": test}
+    for split in (labelled, held, test):
+        if split is not None and len(split) and int(split.labels.max()) >= len(classes):
+            raise UserError(
+                f"data={name}",
+                f"label {int(split.labels.max())} found where {len(classes)} classes are known",
+                "the files are damaged, fetch them again",
+            )
+    return Dataset(
+        name=name,
+        train=labelled,
+        validation=held,
+        test=test,
+        classes=tuple(classes),
+        mean=mean,
+        std=std,
+        licence=licence,
+        hashes={key: fingerprint(split) for key, split in splits.items() if split is not None},
+        augment=tuple(augment),
+        notes=notes,
+    )
+
+
+def _drawn(argument: str, split: Split, count: int, seed: int) -> tuple[Split, Split]:
+    """(rest, drawn) with the limits checked in the user's words."""
+    if argument == "train" and count == len(split):
+        return split.at(torch.arange(0)), split
+    if not 0 < count < len(split):
+        raise UserError(
+            f"{argument}={count}",
+            f"there are {len(split)} labelled training images to draw from",
+            f"choose between 1 and {len(split) - 1}",
+        )
+    return hold_out(split, count, seed)
+
+
+def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+    """(rest, held out) with `count` images held out, in proportion per class, by `seed`.
+
+    Both keep the order of `split`. What rounding leaves over goes to the classes with the largest
+    remainder.
+    """
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    shuffled = split.labels[order]
+    sizes = torch.bincount(split.labels)
+    share = sizes.double() * count / len(split)
+    quota = share.floor().long()
+    largest = (share - quota).argsort(descending=True, stable=True)
+    quota[largest[: count - int(quota.sum())]] += 1
+    held = torch.zeros(len(split), dtype=torch.bool)
+    for label, number in enumerate(quota.tolist()):
+        held[order[shuffled == label][:number]] = True
+    return split.at((~held).nonzero()[:, 0]), split.at(held.nonzero()[:, 0])
+
+
+def channel_statistics(
+    images: UInt8[Tensor, "N C H W"],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of images / 255, exact from the histograms."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        weights = counts / counts.sum().clamp(min=1)
+        middle = (weights * levels).sum()
+        variance = (weights * (levels - middle) ** 2).sum()
+        mean.append(round(float(middle), 6))
+        std.append(round(max(float(variance) ** 0.5, 1e-3), 6))
+    return tuple(mean), tuple(std)
+
+
+def fingerprint(split: Split) -> str:
+    """SHA-256 of shapes, images and labels."""
+    digest = hashlib.sha256(repr(tuple(split.images.shape)).encode())
+    for tensor in (split.images, split.labels):
+        content: Any = tensor.contiguous().numpy()
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def data_root(root: Path | str | None) -> Path:
+    """`root`, else the environment's SPIKELET_DATA, else ~/.cache/spikelet."""
+    chosen = root or os.environ.get("SPIKELET_DATA") or Path("~/.cache/spikelet")
+    return Path(chosen).expanduser()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns whatever a damaged file does to its reader into one sentence with its path."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120].rstrip(".:; ")
+        raise UserError(
+            f"data_root={path}",
+            f"the files there are damaged or not readable ({reason})",
+            "delete them and fetch them again, for example with download (--download)",
+        ) from error
+
+
+def fetch(root: Path, download: Callable[[], object]) -> None:
+    """Runs a download; a refusal becomes one sentence."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        download()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120].rstrip(".:; ")
+        raise UserError(
+            "download=True",
+            f"the download to {root} failed ({reason})",
+            f"check the network and the folder's permissions, or copy the files to {root} by hand",
+        ) from error
+
+
+def missing(root: Path, what: str) -> UserError:
+    """The error for files that are not there."""
+    return UserError(
+        f"data_root={root}",
+        f"{what} not found there",
+        "name the folder that holds it with root (--data-root) or SPIKELET_DATA, "
+        "or fetch it with download (--download)",
+    )

@@ -1,0 +1,142 @@
+"""A folder of images with one sub-folder per class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from spikelet.data.dataset import Dataset, Split, assemble, data_root, hold_out
+from spikelet.errors import UserError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+PARTS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+TEST_SHARE = 0.2
+
+
+def imagefolder(
+    *,
+    root: Path | str | None = None,
+    size: int = 64,
+    channels: int = 3,
+    train: int | None = None,
+    validation: int | None = None,
+    download: bool = False,
+    seed: int = 0,
+) -> Dataset:
+    """Images of ROOT/train/CLASS and ROOT/test/CLASS, cropped to a square of `size` pixels.
+
+    With `val` but no `test` folder, `val` is the test. With both, `val` is the validation part
+    unless `validation` asks for images held out of training. Without sub-folders `train`, a fifth
+    of ROOT/CLASS is kept for the test. Held out by default: a tenth of the training images.
+    """
+    folder = data_root(root)
+    if download:
+        raise UserError("download=True", "a folder of images cannot be fetched", "leave it out")
+    if channels not in (1, 3):
+        raise UserError(f"channels={channels}", "images are grey or RGB", "choose 1 or 3")
+    if size < 1:
+        raise UserError(f"size={size}", "images need at least one pixel", "choose 32 or more")
+    if not folder.is_dir():
+        raise UserError(f"data_root={folder}", "no such folder", "name a folder of images")
+    labelled, test, held, classes, notes = _parts(folder, size, channels, validation)
+    if validation is None:
+        validation = max((train or len(labelled)) // 10, 1)
+    return assemble(
+        "imagefolder",
+        labelled,
+        test,
+        classes=classes,
+        licence="unknown",
+        validation=validation if held is None else held,
+        train=train,
+        seed=seed,
+        augment=(
+            {"kind": "crop", "padding": max(size // 8, 1)},
+            {"kind": "flip"},
+        ),
+        notes=notes,
+    )
+
+
+def _parts(
+    folder: Path, size: int, channels: int, validation: int | None
+) -> tuple[Split, Split, Split | None, list[str], str]:
+    """(labelled, test, ready validation part or none, classes, notes) by the folder's layout."""
+    found = {part: _first(folder, names) for part, names in PARTS.items()}
+    where = found["train"] or folder
+    classes = _classes(where)
+    labelled = _read(where, classes, size, channels)
+    if len(labelled) < 3:
+        raise UserError(f"data_root={where}", f"only {len(labelled)} images", "add more")
+    if found["train"] is None:
+        rest, test = hold_out(labelled, max(int(len(labelled) * TEST_SHARE), 1), seed=0)
+        return rest, test, None, classes, f"test: {len(test)} images drawn from the folder"
+    last = found["test"] or found["validation"]
+    if last is None:
+        raise UserError(
+            f"data_root={folder}",
+            "a `train` folder but neither `test` nor `val` found",
+            "add one, or name a folder with only class folders in it",
+        )
+    test = _read(last, classes, size, channels)
+    held = None
+    if found["test"] is not None and found["validation"] is not None and validation is None:
+        held = _read(found["validation"], classes, size, channels)
+    return labelled, test, held, classes, "" if found["test"] else f"test: the {last.name} folder"
+
+
+def _first(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _classes(folder: Path) -> list[str]:
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not names:
+        raise UserError(
+            f"data_root={folder}", "no class folders found", "put images in FOLDER/CLASS/"
+        )
+    return names
+
+
+def _read(folder: Path, classes: Sequence[str], size: int, channels: int) -> Split:
+    """All images of the class folders, decoded and resized, as one split."""
+    strange = sorted(set(_classes(folder)) - set(classes))
+    if strange:
+        raise UserError(
+            f"data_root={folder}",
+            f"class folders {', '.join(strange[:3])} are not among the training classes",
+            "use the same class folders in every part",
+        )
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not files and folder.name not in PARTS["test"] + PARTS["validation"]:
+            raise UserError(
+                f"data_root={folder / name}",
+                "no images found there",
+                f"add some ({', '.join(sorted(SUFFIXES)[:4])}, ...) or remove the folder",
+            )
+        images += [_pixels(file, size, channels) for file in files]
+        labels += [label] * len(files)
+    if not images:
+        raise UserError(f"data_root={folder}", "no images found there", "put images in it")
+    return Split(torch.stack(images), torch.tensor(labels))
+
+
+def _pixels(path: Path, size: int, channels: int) -> torch.Tensor:
+    """One image, upright, cropped to its middle square and resized: uint8 "C H W"."""
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+            fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
+    except Exception as error:
+        raise UserError(
+            f"data_root={path}",
+            f"this image cannot be read ({type(error).__name__})",
+            "repair or remove it",
+        ) from error
+    return torch.from_numpy(np.array(fitted).reshape(size, size, channels)).permute(2, 0, 1)

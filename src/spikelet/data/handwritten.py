@@ -1,0 +1,141 @@
+"""Grey images of one object: scikit-learn's digits, MNIST, Fashion-MNIST."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from spikelet.data.dataset import (
+    Dataset,
+    Split,
+    assemble,
+    data_root,
+    fetch,
+    hold_out,
+    missing,
+    reading,
+)
+from spikelet.errors import UserError
+from spikelet.vision import torchvision
+
+DIGITS = tuple("0123456789")
+CLOTHES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+CROP = {"kind": "crop", "padding": 2}
+FLIP = {"kind": "flip"}
+
+
+def digits(*, train: int = 400, validation: int = 80, seed: int = 0) -> Dataset:
+    """Scikit-learn's handwritten digits, 8x8 grey: a small labelled part, the rest is the test.
+
+    Of 1,797 images `train` are labelled (stratified, the same for every seed), 1,397 by default
+    remain for the test; `validation` images are held out of the labelled ones by `seed`.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError(
+            "data=digits", "scikit-learn is not installed", "run `pip install 'spikelet[demo]'`"
+        ) from error
+    table = load_digits()
+    levels = np.rint(table.images * (255 / 16)).astype(np.uint8)
+    everything = Split(torch.from_numpy(levels)[:, None], torch.from_numpy(table.target).long())
+    if not 0 < train < len(everything):
+        raise UserError(
+            f"train={train}",
+            f"digits has {len(everything)} images for training and test together",
+            f"choose between 1 and {len(everything) - 1}",
+        )
+    test, labelled = hold_out(everything, train, seed=0)
+    return assemble(
+        "digits",
+        labelled,
+        test,
+        classes=DIGITS,
+        licence="CC BY 4.0 (UCI Optical Recognition of Handwritten Digits)",
+        validation=validation,
+        train=None,
+        seed=seed,
+        augment=({**CROP, "padding": 1},),
+        notes=f"{train} labelled images drawn from 1797, the other {len(test)} are the test",
+    )
+
+
+def mnist(
+    *,
+    root: Path | str | None = None,
+    train: int | None = None,
+    validation: int = 5000,
+    download: bool = False,
+    seed: int = 0,
+) -> Dataset:
+    """MNIST, 28x28 grey digits, 60,000 train and 10,000 test images in ROOT/MNIST/raw."""
+    labelled, test = _idx("MNIST", data_root(root), download)
+    return assemble(
+        "mnist",
+        labelled,
+        test,
+        classes=DIGITS,
+        licence="CC BY-SA 3.0 (Y. LeCun, C. Cortes, C. Burges)",
+        validation=validation,
+        train=train,
+        seed=seed,
+        augment=(CROP,),
+    )
+
+
+def fashion_mnist(
+    *,
+    root: Path | str | None = None,
+    train: int | None = None,
+    validation: int = 5000,
+    download: bool = False,
+    seed: int = 0,
+) -> Dataset:
+    """Fashion-MNIST, 28x28 grey clothes, 60,000 train and 10,000 test in ROOT/FashionMNIST/raw."""
+    labelled, test = _idx("FashionMNIST", data_root(root), download)
+    return assemble(
+        "fashion-mnist",
+        labelled,
+        test,
+        classes=CLOTHES,
+        licence="MIT (Zalando SE)",
+        validation=validation,
+        train=train,
+        seed=seed,
+        augment=(CROP, FLIP),
+    )
+
+
+def _idx(name: str, root: Path, download: bool) -> tuple[Split, Split]:
+    """(train, test) of a data set in MNIST's file format, read by torchvision."""
+    raw, reader = root / name / "raw", getattr(torchvision().datasets, name)
+    kinds = ("images-idx3", "labels-idx1")
+    files = [raw / f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in kinds]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        if not download:
+            partial = len(absent) < len(files)
+            raise missing(root, f"{', '.join(absent)} of {name}/raw" if partial else f"{name}/raw")
+        fetch(root, lambda: reader(str(root), download=True))
+    with reading(raw), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parts = [reader(str(root), train=train, download=False) for train in (True, False)]
+        for part in parts:
+            if part.data.ndim != 3 or len(part.data) != len(part.targets) or not len(part.targets):
+                raise ValueError(f"images of shape {tuple(part.data.shape)}")
+    train, test = (Split(part.data[:, None].contiguous(), part.targets.long()) for part in parts)
+    return train, test

@@ -1,0 +1,197 @@
+"""The Distiller: a student, its terms and a teacher; batch in, loss out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from spikelet.encode import Direct
+from spikelet.errors import UserError
+from spikelet.execute import Execute, ann, gives, rate
+from spikelet.graph import after, capture, stages
+from spikelet.neuron import Neuron
+from spikelet.terms.term import Binding, Pair, Step, Term
+from spikelet.trace import Trace
+
+RANK = {"mean": 0, "windows": 1, "steps": 2}
+
+
+def match(student: nn.Module, teacher: nn.Module | None, example: Tensor) -> tuple[Pair, ...]:
+    """Pairs of stage outputs of equal resolution (student path, teacher path), in order.
+
+    Empty without a teacher, or where a teacher that torch.fx cannot trace has no stages.
+    """
+    if not isinstance(student, fx.GraphModule) or not isinstance(teacher, fx.GraphModule):
+        return ()
+    ours, theirs = stages(student, example[:1]), stages(teacher, example[:1])
+    return tuple((path, theirs[size]) for size, path in ours.items() if size in theirs)
+
+
+class Distiller(nn.Module):
+    """Binds student, terms and teacher: the one module to wrap, optimise and checkpoint.
+
+    Args:
+        student: the network to train, as `convert` makes it (or an ANN, with execute=ann).
+        teacher: a trained classifier, spiking or not, or None. A frozen one is copied, set to
+            eval mode and kept out of parameters and state; it is never changed.
+        terms: name -> loss.
+        execute: how the student runs and how its gradient is taken.
+        encode: images "B ..." to "T B ...".
+        pairs: matching places (student path, teacher path); by default the stage outputs of equal
+            resolution.
+        example: normalised images "B ..." that give shapes and starting points of mappings;
+            by default the ones `convert` was calibrated with.
+        joint: train the teacher along on the labels; nothing flows from student to teacher.
+
+    Raises:
+        UserError: if a term needs a teacher that is missing, or steps that `execute` cannot give,
+            or if class counts differ.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        *,
+        terms: Mapping[str, Term],
+        execute: Execute = rate,
+        encode: Callable[[Tensor], Tensor] | None = None,
+        pairs: Sequence[Pair] | None = None,
+        example: Tensor | None = None,
+        joint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.terms = dict(terms)
+        self.execute = execute
+        self.encode = Direct() if encode is None else encode
+        self._frozen: list[nn.Module] = []
+        self.joint: nn.Module | None = teacher if joint else None
+        if teacher is not None and not joint:
+            self._frozen.append(freeze(teacher))
+        self._check_terms()
+        example = _example(student, example)
+        self.pairs = tuple(pairs) if pairs is not None else match(student, self.teacher, example)
+        reads = [term.taps(self.pairs) for term in self.terms.values()]
+        self._student_taps = _union([r.student for r in reads])
+        self._teacher_taps = _union([r.teacher for r in reads])
+        binding = self._bind(example)
+        self.own = nn.ModuleDict({name: t.init(binding) for name, t in self.terms.items()})
+        self.own.to(example.device)
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The teacher that the terms see."""
+        return self._frozen[0] if self._frozen else self.joint
+
+    def _check_terms(self) -> None:
+        available = gives(self.execute)
+        for name, term in self.terms.items():
+            if term.taught and self.teacher is None:
+                raise UserError("teacher = None", f"term {name!r} needs a teacher", "pass one")
+            if RANK[term.time] > RANK[available]:
+                raise UserError(
+                    f"terms[{name!r}]",
+                    f"it compares single {term.time}, of which `rate` has the mean's gradient only",
+                    "use execute=bptt, or the term's form on the mean",
+                )
+
+    def _bind(self, example: Tensor) -> Binding:
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        with torch.no_grad():
+            x = self.encode(example)
+            student = self.execute(self.student, x, self._student_taps)
+            teacher = self._teach(x)
+        for module, mode in modes.items():
+            module.training = mode
+        if teacher is not None and teacher.logits.shape[-1] != student.logits.shape[-1]:
+            raise UserError(
+                "teacher",
+                f"it has {teacher.logits.shape[-1]} classes, the student "
+                f"{student.logits.shape[-1]}",
+                "use a teacher of the same classes",
+            )
+        return Binding(student, teacher, self.pairs, self._suffix)
+
+    def _suffix(self, path: str) -> fx.GraphModule:
+        if not isinstance(self.teacher, fx.GraphModule):
+            raise UserError("teacher", "torch.fx cannot trace it, so it cannot be cut", "use logits")
+        return after(self.teacher, path).eval()
+
+    def _teach(self, x: Tensor) -> Trace | None:
+        if self.teacher is None:
+            return None
+        spiking = any(isinstance(module, Neuron) for module in self.teacher.modules())
+        return (rate if spiking else ann)(self.teacher, x, self._teacher_taps)
+
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        progress: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted loss, a scalar, and each term's own unweighted value without gradient.
+
+        Args:
+            images: normalised images "B ...".
+            labels: class indices "B".
+            progress: share of the training that is done, 0 to 1.
+            generator: source of the terms' randomness, on the CPU.
+        """
+        x = self.encode(images)
+        with torch.set_grad_enabled(self.joint is not None and torch.is_grad_enabled()):
+            teacher = self._teach(x)
+        student = self.execute(self.student, x, self._student_taps)
+        seen = detached(teacher) if self.joint is not None else teacher
+        step = Step(student, seen, labels, progress, generator)
+        values = {name: term(self.own[name], step) for name, term in self.terms.items()}
+        loss = torch.stack([self.terms[n].weight * v for n, v in values.items()]).sum()
+        parts = {name: value.detach() for name, value in values.items()}
+        if self.joint is not None and teacher is not None:
+            own = F.cross_entropy(teacher.mean_logits.float(), labels)
+            loss, parts["teacher"] = loss + own, own.detach()
+        return loss, parts
+
+
+def freeze(teacher: nn.Module) -> nn.Module:
+    """A copy of a teacher in eval mode without gradients, as a graph where torch.fx can trace it."""
+    import copy
+
+    try:
+        net: nn.Module = capture(teacher)
+    except UserError:
+        net = copy.deepcopy(teacher)
+    return net.eval().requires_grad_(False)
+
+
+def detached(trace: Trace | None) -> Trace | None:
+    """A trace cut off from its gradient."""
+    if trace is None:
+        return None
+    taps = {
+        path: type(tap)(*[x if x is None else x.detach() for x in vars(tap).values()])
+        for path, tap in trace.taps.items()
+    }
+    return Trace(trace.logits.detach(), taps)
+
+
+def _example(student: nn.Module, example: Tensor | None) -> Tensor:
+    if example is None and isinstance(student, fx.GraphModule):
+        example = student.meta.get("example")
+    if example is None:
+        raise UserError("example = None", "shapes are unknown", "pass some normalised images")
+    return example
+
+
+def _union(reads: Sequence[Mapping[str, tuple[str, ...]]]) -> dict[str, tuple[str, ...]]:
+    union: dict[str, tuple[str, ...]] = {}
+    for read in reads:
+        for path, fields in read.items():
+            union[path] = tuple(dict.fromkeys([*union.get(path, ()), *fields]))
+    return union

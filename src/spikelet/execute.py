@@ -1,0 +1,239 @@
+"""Ways to run a network over time: `ann`, `bptt`, `rate`.
+
+Each is a function (net, x "T B ...", taps) -> Trace. How the gradient is taken is the function
+you pass, never a mode of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from spikelet.errors import UserError
+from spikelet.graph import capture, is_activation, resolve, walk
+from spikelet.neuron import Neuron, per_channel, scan
+from spikelet.rate import (
+    Dual,
+    anchored_potential,
+    at_steps,
+    binary,
+    convolve,
+    default,
+    drop,
+    fold,
+    is_linear,
+    normalise,
+    per_step,
+    spike,
+    unfold,
+)
+from spikelet.trace import Tap, Taps, Trace, fields_of
+
+Time = Literal["mean", "windows", "steps"]
+Wanted = dict[fx.Node, set[str]]
+
+
+class Execute(Protocol):
+    """A way to run a network "T B ..." and to take its gradient."""
+
+    def __call__(self, net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace: ...
+
+
+def gives(execute: Callable[..., Trace]) -> Time:
+    """What a term may read when a network runs this way: "mean", "windows" or "steps".
+
+    A way of running that says nothing, by an attribute `gives`, gives every step.
+    """
+    function = getattr(execute, "func", execute)
+    return getattr(function, "gives", "steps")
+
+
+def ann(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
+    """Runs an ANN once, on the mean of x "T B ..." over time: logits "1 B K".
+
+    At an activation, `current` and `potential` are its pre-activation "1 B ...". A model that is
+    no graph runs as it is, with module outputs as taps.
+    """
+    asked = fields_of(taps)
+    image = x.mean(0) if x.stride(0) else x[0]
+    if not isinstance(net, fx.GraphModule):
+        with _outputs(net, asked) as outputs:
+            logits = net(image)
+        return Trace(logits.unsqueeze(0), {path: Tap(outputs[path]) for path in asked})
+    wanted, found = _wanted(net, asked), {}
+
+    def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(function, Neuron):
+            raise UserError("execute = ann", "this network has neurons", "use rate or bptt")
+        value = function(*args, **kwargs)
+        if node in wanted:
+            before = args[0].unsqueeze(0) if wanted[node] - {"mean"} else None
+            found[node] = Tap(value, None, before, before)
+        return value
+
+    logits = walk(net, image, rule)
+    return Trace(logits.unsqueeze(0), _answer(net, asked, found))
+
+
+def bptt(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
+    """Runs a spiking network unrolled over x "T B ...": exact surrogate gradients, memory ~ T."""
+    net, asked = _spiking(net), fields_of(taps)
+    steps, wanted, found = len(x), _wanted(net, asked), {}
+
+    def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(function, Neuron):
+            return neuron(node, function, unfold(args[0], steps))
+        if isinstance(function, _DropoutNd):
+            value = unfold(args[0], steps)
+            return fold(value * function(torch.ones_like(value[0])))
+        value = function(*args, **kwargs)
+        if node in wanted:
+            found[node] = Tap(unfold(value, steps).mean(0))
+        return value
+
+    def neuron(node: fx.Node, function: Neuron, currents: Tensor) -> Tensor:
+        run = scan(function, currents)
+        output = run.spikes * per_channel(function.theta, currents[0]).to(run.spikes)
+        if node in wanted:
+            found[node] = Tap(output.mean(0), run.spikes, currents, run.potential)
+        return fold(output)
+
+    logits = walk(net, fold(x), rule)
+    return Trace(unfold(logits, steps), _answer(net, asked, found))
+
+
+def rate(net: nn.Module, x: Tensor, taps: Taps = (), *, divide_by_steps: bool = False) -> Trace:
+    """Runs a spiking network with rate-based backpropagation (arXiv 2410.11488), in one pass.
+
+    Per-step fields have the value of each step and the derivative of the mean. Memory for the
+    backward pass does not depend on T.
+
+    Args:
+        net: a spiking network, as `convert` makes it.
+        x: "T B ...".
+        taps: path -> fields, or paths.
+        divide_by_steps: scales the gradient by 1/T as the published code does, not the loss.
+    """
+    net, asked = _spiking(net), fields_of(taps)
+    steps, wanted, found = len(x), _wanted(net, asked), {}
+
+    def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
+        x = args[0] if args and isinstance(args[0], Dual) else None
+        if x is not None and isinstance(function, Neuron):
+            return neuron(node, function, x)
+        if x is not None and isinstance(function, (nn.Conv1d, nn.Conv2d)):
+            value = convolve(function, x)
+        elif x is not None and isinstance(function, _BatchNorm) and function.training:
+            value = normalise(function, x, steps)
+        elif x is not None and isinstance(function, _DropoutNd):
+            value = drop(function, x)
+        else:
+            value = default(function, args, kwargs, is_linear(node, function))
+        if node in wanted:
+            found[node] = Tap(value.mean)
+        return value
+
+    def neuron(node: fx.Node, function: Neuron, x: Dual) -> Dual:
+        fields = wanted.get(node, set())
+        value, response = spike(function, x, steps, "potential" in fields)
+        if node in wanted:
+            found[node] = _neuron_tap(function, x, value, response, fields)
+        return value
+
+    logits = walk(net, _enter(x), rule)
+    values = unfold(at_steps(logits, steps), steps)
+    mean = _Scaled.apply(logits.mean, 1 / steps) if divide_by_steps else logits.mean
+    return Trace(per_step(values, mean), _answer(net, asked, found))
+
+
+rate.gives = "mean"  # type: ignore[attr-defined]
+
+
+class _Scaled(torch.autograd.Function):
+    """The identity, with its gradient scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:  # type: ignore[override]
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad * ctx.factor, None
+
+
+def _enter(x: Tensor) -> Dual:
+    """The input as a dual; one that repeats an image is carried once."""
+    if x.stride(0) == 0 or len(x) == 1:
+        return Dual(x[0].detach(), x[0], 1)
+    return Dual(fold(x.detach()), x.mean(0), len(x))
+
+
+def _neuron_tap(neuron: Neuron, x: Dual, value: Dual, response: Any, fields: set[str]) -> Tap:
+    output = unfold(value.spikes, value.steps)
+    spikes = binary(neuron, output, value.mean) if "spikes" in fields else None
+    current = potential = None
+    if "current" in fields:
+        current = per_step(unfold(at_steps(x, value.steps), value.steps), x.mean)
+    if "potential" in fields:
+        mean = anchored_potential(neuron, x, response)
+        potential = per_step(response.potential, mean)
+    return Tap(value.mean, spikes, current, potential)
+
+
+def _spiking(net: nn.Module) -> fx.GraphModule:
+    if isinstance(net, fx.GraphModule) and "moved" in net.meta:
+        return net
+    if isinstance(net, fx.GraphModule) or not any(isinstance(m, Neuron) for m in net.modules()):
+        raise UserError(f"net {type(net).__name__}", "expected a converted network", "convert it")
+    return capture(net)
+
+
+def _wanted(net: fx.GraphModule, asked: Mapping[str, tuple[str, ...]]) -> Wanted:
+    """The nodes behind the taps, with all fields asked of each."""
+    modules = dict(net.named_modules())
+    wanted: Wanted = {}
+    for path, fields in asked.items():
+        node = resolve(net, path)
+        fires = node.op == "call_module" and isinstance(modules[str(node.target)], Neuron)
+        extra = set(fields) - {"mean"}
+        if extra and not fires and (not is_activation(node, modules) or "spikes" in extra):
+            raise UserError(
+                f"tap {path!r}", f"{sorted(extra)} exist at neurons only", "tap a neuron or its mean"
+            )
+        wanted.setdefault(node, set()).update(fields)
+    return wanted
+
+
+def _answer(net: fx.GraphModule, asked: Mapping[str, Any], found: Mapping[fx.Node, Tap]) -> Any:
+    """Each asked path with the fields asked for."""
+    answer = {}
+    for path, fields in asked.items():
+        tap = found[resolve(net, path)]
+        answer[path] = Tap(tap.mean, **{f: getattr(tap, f) for f in fields if f != "mean"})
+    return answer
+
+
+@contextmanager
+def _outputs(net: nn.Module, asked: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
+    """Module outputs of a model that is no graph, by hooks that are gone afterwards."""
+    outputs: dict[str, Tensor] = {}
+    handles = []
+    try:
+        for path in asked:
+            module = net.get_submodule(path)
+            handles.append(
+                module.register_forward_hook(
+                    lambda _m, _a, output, path=path: outputs.__setitem__(path, output)
+                )
+            )
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()

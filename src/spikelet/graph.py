@@ -1,0 +1,345 @@
+"""A classifier as a graph in normal form: one activation module per call site, in plain order.
+
+`capture` traces a model with torch.fx into that form, without touching the model. Teacher and
+student are both in it, so a node has the same name in both. `walk` runs such a graph under a
+rule that says what each call does; `until` and `after` cut it in two.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from spikelet.errors import UserError, unknown
+
+Rule = Callable[[fx.Node, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+RELU_FUNCTIONS: dict[Any, type[nn.Module]] = {
+    F.relu: nn.ReLU,
+    F.relu_: nn.ReLU,
+    torch.relu: nn.ReLU,
+    torch.relu_: nn.ReLU,
+    F.relu6: nn.ReLU6,
+    "relu": nn.ReLU,
+    "relu_": nn.ReLU,
+}
+IN_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    "add_": "add",
+    "sub_": "sub",
+    "mul_": "mul",
+}
+ACTIVATIONS = (nn.ReLU, nn.ReLU6)
+MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d)
+MAX_POOL_FUNCTIONS = (F.max_pool2d, F.max_pool1d, F.adaptive_max_pool2d, torch.max_pool2d)
+
+
+def capture(model: nn.Module) -> fx.GraphModule:
+    """A copy of a model as a graph in normal form; a graph in normal form is only copied.
+
+    Raises:
+        UserError: if torch.fx cannot trace the model.
+    """
+    if isinstance(model, fx.GraphModule) and "moved" in model.meta:
+        return copy.deepcopy(model)
+    try:
+        net = fx.symbolic_trace(copy.deepcopy(model))
+    except Exception as error:  # fx raises many kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model {type(model).__name__}",
+            f"torch.fx cannot trace its forward ({reason})",
+            "take data-dependent branches out of forward, or wrap that part in a leaf module",
+        ) from error
+    net.meta["moved"] = {}
+    for node in net.graph.nodes:
+        node.meta["paths"] = _enclosing(node)
+    _one_module_per_activation(net)
+    _pool_before_activation(net)
+    net.graph.lint()
+    net.recompile()
+    return net
+
+
+def _enclosing(node: fx.Node) -> list[str]:
+    stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    if node.op == "call_module" and node.target not in stack:
+        stack.append(str(node.target))
+    return [path for path in stack if path]
+
+
+def _one_module_per_activation(net: fx.GraphModule) -> None:
+    """Every ReLU becomes its own module, in-place arithmetic plain, functional dropout a module."""
+    modules = dict(net.named_modules())
+    taken: set[str] = set()
+    for node in net.graph.nodes:
+        if node.op in ("call_function", "call_method") and node.target in IN_PLACE:
+            node.target = IN_PLACE[node.target]
+        kind = _activation_kind(node, modules)
+        if kind is not None:
+            path = str(node.target) if node.op == "call_module" else _scope(node) + node.name
+            _retarget(net, node, _free(path, taken, modules), kind())
+        elif node.op == "call_function" and node.target is F.dropout:
+            p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+            _retarget(net, node, _free(_scope(node) + node.name, taken, modules), nn.Dropout(p))
+
+
+def _activation_kind(node: fx.Node, modules: dict[str, nn.Module]) -> type[nn.Module] | None:
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return next((kind for kind in ACTIVATIONS if type(module) is kind), None)
+    if node.op in ("call_function", "call_method"):
+        return RELU_FUNCTIONS.get(node.target)
+    return None
+
+
+def _scope(node: fx.Node) -> str:
+    return f"{node.meta['paths'][-1]}." if node.meta["paths"] else ""
+
+
+def _free(path: str, taken: set[str], modules: dict[str, nn.Module]) -> str:
+    """`path` at its first call site, `path_1`, `path_2` at the later ones."""
+    name, count = path, 0
+    while name in taken or (count and name in modules):
+        count += 1
+        name = f"{path}_{count}"
+    taken.add(name)
+    return name
+
+
+def _retarget(net: fx.GraphModule, node: fx.Node, path: str, module: nn.Module) -> None:
+    net.add_submodule(path, module)
+    paths = [*node.meta["paths"], path]
+    node.meta["paths"] = list(dict.fromkeys(paths))
+    node.op, node.target, node.args, node.kwargs = "call_module", path, node.args[:1], {}
+
+
+def _pool_before_activation(net: fx.GraphModule) -> None:
+    """ReLU then max pooling becomes max pooling then ReLU: the same function of the input.
+
+    A neuron then sees the pooled current, and no pooling acts on spikes.
+    """
+    modules = dict(net.named_modules())
+    for pool in list(net.graph.nodes):
+        relu = pool.args[0] if is_max_pool(pool, modules) and pool.args else None
+        if not isinstance(relu, fx.Node) or not is_activation(relu, modules):
+            continue
+        if len(relu.users) > 1:
+            continue
+        lost = [path for path in relu.meta["paths"] if path not in pool.meta["paths"]]
+        pool.replace_all_uses_with(relu)
+        pool.args = (relu.args[0], *pool.args[1:])
+        relu.args = (pool,)
+        pool.append(relu)
+        net.meta["moved"].update(dict.fromkeys([relu.name, *lost], pool.name))
+        relu.name, pool.name = pool.name, f"{pool.name}_current"
+        relu.meta["paths"], pool.meta["paths"] = pool.meta["paths"], []
+
+
+def is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node calls a ReLU or a ReLU6 module."""
+    return node.op == "call_module" and type(modules[str(node.target)]) in ACTIVATIONS
+
+
+def is_max_pool(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node is max pooling, as a module or as a function."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], MAX_POOLS)
+    return node.op == "call_function" and node.target in MAX_POOL_FUNCTIONS
+
+
+def resolve(net: fx.GraphModule, path: str) -> fx.Node:
+    """The node that a dotted module path (its last node) or a node name means.
+
+    Raises:
+        UserError: for an unknown place, or a ReLU that moved behind its max pooling.
+    """
+    nodes = {node.name: node for node in net.graph.nodes}
+    inside = [node for node in nodes.values() if path in node.meta.get("paths", ())]
+    name = path.replace(".", "_")
+    if path in net.meta["moved"] or name in net.meta["moved"]:
+        pool = net.meta["moved"].get(path) or net.meta["moved"][name]
+        raise UserError(
+            f"tap {path!r}",
+            "this ReLU now stands behind the max pooling that followed it",
+            f"tap {pool!r}, the pooled activation, instead",
+        )
+    if inside:
+        return inside[-1]
+    if name in nodes:
+        return nodes[name]
+    known = {p for node in nodes.values() for p in node.meta.get("paths", ())}
+    raise unknown("tap", path, known or nodes)
+
+
+def walk(net: fx.GraphModule, inputs: Any, rule: Rule) -> Any:
+    """Runs a graph on one input; `rule(node, function, args, kwargs)` says what a call does."""
+    modules = dict(net.named_modules())
+    values: dict[fx.Node, Any] = {}
+    left = {node: len(node.users) for node in net.graph.nodes}
+
+    def value(node: fx.Node) -> Any:
+        result = values[node]
+        left[node] -= 1
+        if not left[node]:
+            del values[node]
+        return result
+
+    def fetch(args: Any) -> Any:
+        seen: dict[fx.Node, Any] = {}
+        return fx.node.map_arg(args, lambda n: seen[n] if n in seen else seen.setdefault(n, value(n)))
+
+    for node in net.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = inputs
+        elif node.op == "get_attr":
+            values[node] = operator.attrgetter(str(node.target))(net)
+        elif node.op == "output":
+            return fetch(node.args[0])
+        else:
+            args, kwargs = fetch((node.args, node.kwargs))
+            values[node] = rule(node, _function(node, modules), args, kwargs)
+            if not left[node]:
+                del values[node]
+    raise AssertionError("a graph ends with its output")
+
+
+def _function(node: fx.Node, modules: dict[str, nn.Module]) -> Callable[..., Any]:
+    if node.op == "call_module":
+        return modules[str(node.target)]
+    if node.op == "call_function":
+        return node.target  # type: ignore[return-value]
+    name = str(node.target)
+    return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
+
+
+def plain(node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """The rule that simply calls."""
+    return function(*args, **kwargs)
+
+
+def shapes(net: fx.GraphModule, example: Tensor) -> dict[str, tuple[int, ...]]:
+    """The shape at every node, for an example batch "B ..."; neurons keep their input's shape."""
+    from spikelet.neuron import Neuron
+
+    found: dict[str, tuple[int, ...]] = {}
+
+    def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
+        result = args[0] if isinstance(function, Neuron) else function(*args, **kwargs)
+        if isinstance(result, Tensor):
+            found[node.name] = tuple(result.shape)
+        return result
+
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    with torch.no_grad():
+        walk(net, example, rule)
+    for module, mode in modes.items():
+        module.training = mode
+    return found
+
+
+def _alive(net: fx.GraphModule) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
+    """Each node with the earlier values (attributes aside) that later nodes still need."""
+    order = {node: i for i, node in enumerate(net.graph.nodes)}
+    last = {node: max((order[u] for u in node.users), default=-1) for node in order}
+    for node, i in order.items():
+        before = [n for n in order if order[n] < i and last[n] > i and n.op != "get_attr"]
+        yield node, before
+
+
+def cuts(net: fx.GraphModule) -> list[fx.Node]:
+    """The nodes through which everything after them flows."""
+    return [
+        node
+        for node, others in _alive(net)
+        if not others and node.users and node.op.startswith("call")
+    ]
+
+
+def after(net: fx.GraphModule, path: str) -> fx.GraphModule:
+    """What follows a cut, as a graph that shares this one's modules: features "B ..." to logits.
+
+    Raises:
+        UserError: if an edge goes around the cut (a cut inside a residual block).
+    """
+    cut = resolve(net, path)
+    around = next(others for node, others in _alive(net) if node is cut)
+    if around:
+        raise UserError(
+            f"cut {path!r}",
+            f"the edge {around[0].name} -> {_late_user(around[0], cut).name} goes around it",
+            "cut at the output of a whole block",
+        )
+    graph = fx.Graph()
+    value: dict[fx.Node, fx.Node] = {cut: graph.placeholder("features")}
+    reached = False
+    for node in net.graph.nodes:
+        if reached or node.op == "get_attr":
+            value[node] = graph.node_copy(node, lambda n: value[n])
+        reached = reached or node is cut
+    return _part(net, graph)
+
+
+def until(net: fx.GraphModule, path: str) -> fx.GraphModule:
+    """What comes before a cut and the cut itself, as a graph that shares this one's modules."""
+    cut = resolve(net, path)
+    graph = fx.Graph()
+    value: dict[fx.Node, fx.Node] = {}
+    for node in net.graph.nodes:
+        value[node] = graph.node_copy(node, lambda n: value[n])
+        if node is cut:
+            break
+    graph.output(value[cut])
+    return _part(net, graph)
+
+
+def _part(net: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    part = fx.GraphModule(net, graph)
+    part.graph.eliminate_dead_code()
+    part.recompile()
+    part.meta.update(net.meta)
+    return part
+
+
+def _late_user(node: fx.Node, cut: fx.Node) -> fx.Node:
+    order = {n: i for i, n in enumerate(node.graph.nodes)}
+    return next(user for user in node.users if order[user] > order[cut])
+
+
+def stages(net: fx.GraphModule, example: Tensor) -> dict[int, str]:
+    """The last cut of each spatial resolution: number of positions -> node name, in order.
+
+    Only activations and sums count. A network without feature maps has one stage per activation,
+    numbered from 1.
+    """
+    size = shapes(net, example)
+    modules = dict(net.named_modules())
+    found: dict[int, str] = {}
+    flat: list[str] = []
+    for node in cuts(net):
+        if not _is_feature(node, modules):
+            continue
+        shape = size.get(node.name, ())
+        if len(shape) > 2:
+            found[math.prod(shape[2:])] = node.name
+        else:
+            flat.append(node.name)
+    return found or dict(enumerate(flat, 1))
+
+
+def _is_feature(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    from spikelet.neuron import Neuron
+
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], (Neuron, *ACTIVATIONS))
+    return node.target in (operator.add, torch.add, "add")

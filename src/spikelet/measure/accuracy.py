@@ -1,0 +1,100 @@
+"""Accuracy of an ANN, and of a spiking network at several numbers of time steps from one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikelet.encode import repeat
+from spikelet.errors import UserError
+from spikelet.execute import bptt
+
+Batch = tuple[Tensor, Tensor]
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every module's own training mode is put back afterwards."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def answers_over_steps(net: nn.Module, images: Tensor, steps: Sequence[int]) -> dict[int, Tensor]:
+    """Logits "B K" after each number of steps: one run of max(steps), mean of its first t logits.
+
+    `images` are normalised, "B C H W", and shown unchanged at every step.
+
+    Raises:
+        UserError: if `steps` is empty or below 1, or the network has no neurons.
+    """
+    wanted = sorted(set(steps))
+    if not wanted or wanted[0] < 1:
+        raise UserError(
+            f"steps = {list(steps)}", "expected whole numbers of at least 1", "try 1 2 4"
+        )
+    with evaluating(net):
+        total = bptt(net, repeat(images, wanted[-1])).logits.float().cumsum(0)
+    return {t: total[t - 1] / t for t in wanted}
+
+
+def predictions_over_steps(
+    net: nn.Module, batches: Iterable[Batch], steps: Sequence[int]
+) -> dict[int, Tensor]:
+    """Whether each image is answered correctly after each number of steps: bool "N" on the CPU.
+
+    Args:
+        net: a spiking network.
+        batches: (normalised images, labels), unshuffled where order matters; or `data.Batches`.
+        steps: numbers of time steps; all come from one run of the largest.
+
+    Raises:
+        UserError: as `answers_over_steps`, or there are no batches.
+    """
+    found: dict[int, list[Tensor]] = {t: [] for t in sorted(set(steps))}
+    for images, labels in _once(batches):
+        for t, logits in answers_over_steps(net, images, steps).items():
+            found[t].append(logits.argmax(1) == labels)
+    return {t: _joined(parts) for t, parts in found.items()}
+
+
+def accuracy_over_steps(
+    net: nn.Module, batches: Iterable[Batch], steps: Sequence[int]
+) -> dict[int, float]:
+    """Accuracy, 0 to 1, after each number of steps; arguments as `predictions_over_steps`."""
+    return {t: _share(hits) for t, hits in predictions_over_steps(net, batches, steps).items()}
+
+
+def correct(net: nn.Module, batches: Iterable[Batch]) -> Tensor:
+    """Whether an ANN answers each image correctly: bool "N" on the CPU."""
+    with evaluating(net):
+        return _joined([net(images).argmax(1) == labels for images, labels in _once(batches)])
+
+
+def accuracy(net: nn.Module, batches: Iterable[Batch]) -> float:
+    """Accuracy of an ANN, 0 to 1."""
+    return _share(correct(net, batches))
+
+
+def _once(batches: Any) -> Iterator[Batch]:
+    """One pass: the first epoch of `data.Batches`, or the iterable itself."""
+    return iter(batches.epoch(0) if callable(getattr(batches, "epoch", None)) else batches)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    if not parts:
+        raise UserError("batches", "there are none", "give images to measure on")
+    return torch.cat(list(parts)).cpu()
+
+
+def _share(hits: Tensor) -> float:
+    return float(hits.double().mean())

@@ -1,0 +1,47 @@
+"""What a run is: plain data, stored as JSON; every choice is a spec `{"kind": name, **fields}`."""
+
+from spikelet.recipe.methods import (
+    DEFAULT_METHOD,
+    METHODS,
+    default_recipe,
+    terms_of,
+)
+from spikelet.recipe.recipe import Recipe, Training
+from spikelet.recipe.specs import build, import_path, kind_of, plain, resolve, validated
+from spikelet.recipe.tables import (
+    AUGMENTS,
+    DATA,
+    ENCODERS,
+    EXECUTES,
+    MODELS,
+    NEURONS,
+    SURROGATES,
+    TERMS,
+    Spec,
+    Table,
+)
+
+__all__ = [
+    "AUGMENTS",
+    "DATA",
+    "DEFAULT_METHOD",
+    "ENCODERS",
+    "EXECUTES",
+    "METHODS",
+    "MODELS",
+    "NEURONS",
+    "SURROGATES",
+    "TERMS",
+    "Recipe",
+    "Spec",
+    "Table",
+    "Training",
+    "build",
+    "default_recipe",
+    "import_path",
+    "kind_of",
+    "plain",
+    "resolve",
+    "terms_of",
+    "validated",
+]

@@ -1,0 +1,73 @@
+"""The methods offered, as the terms they add up, and the recipe each data set starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spikelet.errors import unknown
+from spikelet.recipe.recipe import Recipe, Training
+from spikelet.recipe.tables import Spec
+
+CE: Spec = {"kind": "cross-entropy"}
+KD: Spec = {"kind": "logits", "tau": 3.0}
+
+METHODS: Mapping[str, dict[str, Spec]] = {
+    "none": {"ce": CE},
+    "convert": {"ce": CE},
+    "logits": {"ce": CE, "logits": KD},
+    "hybrid": {"ce": CE, "logits": KD, "hybrid": {"kind": "hybrid"}},
+    "affine": {"ce": CE, "affine": {"kind": "affine"}},
+    "supersnn": {"ce": CE, "relation": {"kind": "relation"}},
+}
+DEFAULT_METHOD = "hybrid"
+
+TEACH: Mapping[str, dict[str, Any]] = {
+    "digits": {"epochs": 40, "batch": 32, "learning_rate": 0.05},
+    "mnist": {"epochs": 3, "batch": 128, "learning_rate": 0.1},
+    "fashion-mnist": {"epochs": 10, "batch": 128, "learning_rate": 0.1},
+}
+DISTILL: Mapping[str, dict[str, Any]] = {
+    "digits": {"epochs": 20, "batch": 32, "learning_rate": 0.02},
+    "mnist": {"epochs": 2, "batch": 128, "learning_rate": 0.02},
+    "fashion-mnist": {"epochs": 3, "batch": 128, "learning_rate": 0.02},
+    "cifar10": {"epochs": 3, "batch": 128, "learning_rate": 0.02},
+}
+LONG: dict[str, Any] = {"epochs": 30, "batch": 128, "learning_rate": 0.1}
+SHORT: dict[str, Any] = {"epochs": 10, "batch": 128, "learning_rate": 0.02}
+
+
+def terms_of(method: str) -> dict[str, Spec]:
+    """The terms of a method, as specs that may be changed.
+
+    Raises:
+        UserError: for an unknown method, with the nearest ones.
+    """
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    return {name: dict(spec) for name, spec in METHODS[method].items()}
+
+
+def default_recipe(
+    task: str, data: Spec, method: str = DEFAULT_METHOD, **fields: Any
+) -> Recipe:
+    """The recipe a run starts from; `fields` replace whole fields of it.
+
+    Args:
+        task: "teach" or "distill".
+        data: spec of the data set.
+        method: name of the method, for "distill".
+    """
+    kind = str(data.get("kind"))
+    teach = task == "teach"
+    training = TEACH.get(kind, LONG) if teach else DISTILL.get(kind, SHORT)
+    values: dict[str, Any] = {
+        "task": task,
+        "data": data,
+        "method": "none" if teach else method,
+        "terms": terms_of("none" if teach else method),
+        "training": Training(**training),
+    }
+    if teach:
+        values |= {"execute": {"kind": "ann"}, "steps": 1, "calibrate": 0}
+    return Recipe(**(values | fields))

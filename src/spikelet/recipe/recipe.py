@@ -1,0 +1,147 @@
+"""The frozen dataclasses that describe a whole run, and their JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from spikelet.errors import UserError, unknown
+from spikelet.recipe.specs import import_path, kind_of, plain, validated
+from spikelet.recipe.tables import AUGMENTS, DATA, ENCODERS, EXECUTES, MODELS, NEURONS, TERMS, Spec
+
+
+def _require(holds: bool, argument: str, expected: str, value: Any, fix: str) -> None:
+    """Raise the sentence about `argument` unless it holds."""
+    if not holds:
+        raise UserError(f"{argument} = {value!r}", f"expected {expected}", fix)
+
+
+def _chosen(argument: str, owner: type, name: str, value: str) -> None:
+    """Raise unless `value` is one of the literals `owner` declares for the field `name`."""
+    choices = typing.get_args(typing.get_type_hints(owner)[name])
+    if value not in choices:
+        raise unknown(argument, str(value), choices)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the weights are found. `clip` is the largest gradient norm, `ema` the decay per step."""
+
+    epochs: int = 10
+    batch: int = 128
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: float | None = None
+    ema: float | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_minutes: float = 10.0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("optimiser", "schedule", "precision"):
+            _chosen(name, Training, name, getattr(self, name))
+        positive, rate = "a number above 0", self.learning_rate
+        _require(
+            self.epochs >= 0, "epochs", "0 or more", self.epochs, "give how often to see the data"
+        )
+        _require(self.batch >= 1, "batch", "at least 1", self.batch, "give the images per step")
+        _require(0 < rate < math.inf, "learning_rate", positive, rate, "try 0.1")
+        _require(
+            0 <= self.momentum < 1, "momentum", "0 or more and below 1", self.momentum, "try 0.9"
+        )
+        _require(
+            0 <= self.weight_decay < math.inf,
+            "weight_decay",
+            "0 or more",
+            self.weight_decay,
+            "try 5e-4",
+        )
+        _require(
+            0 <= self.warmup_epochs < math.inf,
+            "warmup_epochs",
+            "0 or more",
+            self.warmup_epochs,
+            "try 1",
+        )
+        if self.clip is not None:
+            _require(self.clip > 0, "clip", positive, self.clip, "leave it out for no clipping")
+        if self.ema is not None:
+            _require(0 < self.ema < 1, "ema", "a decay between 0 and 1", self.ema, "try 0.999")
+        minutes = self.checkpoint_minutes
+        _require(minutes > 0, "checkpoint_minutes", positive, minutes, "try 10")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run. `teacher` is `{"run": folder}` or a model spec; `calibrate` counts images."""
+
+    task: Literal["teach", "distill"]
+    data: Spec
+    model: Spec | None = None
+    teacher: Spec | None = None
+    method: str = "none"
+    neuron: Spec = field(default_factory=lambda: {"kind": "IF"})
+    terms: dict[str, Spec] = field(default_factory=lambda: {"ce": {"kind": "cross-entropy"}})
+    execute: Spec = field(default_factory=lambda: {"kind": "rate"})
+    encode: Spec = field(default_factory=lambda: {"kind": "direct"})
+    steps: int = 4
+    start: Literal["converted", "scratch"] = "converted"
+    calibrate: int = 512
+    norm: Literal["train", "frozen"] = "train"
+    training: Training = field(default_factory=Training)
+    seed: int = 0
+    augment: list[Spec] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("task", "start", "norm"):
+            _chosen(name, Recipe, name, getattr(self, name))
+        _require(self.steps >= 1, "steps", "at least 1", self.steps, "use 1 to 4 time steps")
+        _require(self.calibrate >= 0, "calibrate", "0 or more images", self.calibrate, "try 512")
+        _require(self.seed >= 0, "seed", "0 or more", self.seed, "give a non-negative number")
+        for name in ("data", "model", "teacher", "neuron", "terms", "execute", "encode", "augment"):
+            object.__setattr__(self, name, plain(name, getattr(self, name)))
+        self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        """Every kind is an import path or a name we know; nothing is imported for that."""
+        specs = [
+            ("data", self.data, DATA),
+            ("neuron", self.neuron, NEURONS),
+            ("execute", self.execute, EXECUTES),
+            ("encode", self.encode, ENCODERS),
+        ]
+        specs += [(f"terms.{name}", spec, TERMS) for name, spec in self.terms.items()]
+        specs += [(f"augment.{index}", spec, AUGMENTS) for index, spec in enumerate(self.augment)]
+        if self.model is not None:
+            specs.append(("model", self.model, MODELS))
+        if self.teacher is not None and "run" not in self.teacher:
+            specs.append(("teacher", self.teacher, MODELS))
+        for argument, spec, table in specs:
+            import_path(argument, kind_of(argument, spec), table)
+
+    def to_json(self) -> str:
+        """The recipe as readable JSON; `from_json` gives an equal one back."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> Recipe:
+        """The recipe in `text`; raises UserError naming the field that is wrong or unknown."""
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError("recipe", f"not readable as JSON ({error})", "mend the file") from error
+        if not isinstance(fields, dict):
+            raise UserError("recipe", "expected a JSON object", "mend the file")
+        training = fields.pop("training", {})
+        if not isinstance(training, dict):
+            raise UserError("training", f"expected an object, found {training!r}", "mend the file")
+        values = Training(**validated("training", Training, training))
+        return Recipe(**validated("", Recipe, fields, given={"training": values}))

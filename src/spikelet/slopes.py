@@ -1,0 +1,133 @@
+"""Mean slopes of a neuron: how a constant shift of its current moves its mean output.
+
+Rate-based backpropagation (arXiv 2410.11488, section 4) replaces a neuron by a linear map whose
+value is the mean of what it sent and whose slope is e = d mean(theta s) / d shift, the forward
+derivative of the scan. `by_jvp` takes it for any neuron; `closed_form` is the same recursion
+written out for IF and LIF.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from spikelet.neuron import Integrator, Neuron, Scan, per_channel, scan
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a neuron did over T steps, and the slopes of its means.
+
+    Attributes:
+        output: theta * s, "T B ...".
+        potential: pre-reset potential "T B ...", if asked for.
+        slope: d mean output / d shift of the current, "B ...".
+        potential_slope: d mean potential / d shift, "B ...", if asked for.
+        parameters: for each trained parameter, the slope of the mean output and, if potentials
+            were asked for, of the mean potential with respect to it, "B ...".
+    """
+
+    output: Tensor
+    slope: Tensor
+    potential: Tensor | None = None
+    potential_slope: Tensor | None = None
+    parameters: dict[str, tuple[Tensor, Tensor | None]] | None = None
+
+
+def respond(neuron: Neuron, currents: Tensor, steps: int, potential: bool = False) -> Response:
+    """Runs a neuron over `steps` steps of currents "T B ...", T = steps or 1 if they are constant.
+
+    Nothing is recorded for automatic differentiation.
+    """
+    with torch.no_grad():
+        currents = currents.float() if currents.dtype.itemsize < 4 else currents
+        learned = any(p.requires_grad for p in neuron.parameters())
+        if isinstance(neuron, Integrator) and not learned and not potential:
+            return closed_form(neuron, currents, steps)
+        return by_jvp(neuron, currents.expand(steps, *currents.shape[1:]), potential)
+
+
+def closed_form(neuron: Integrator, currents: Tensor, steps: int) -> Response:
+    """The eligibility recursion for IF and LIF (methods 3.2, in general form).
+
+    With q_t = theta ds/dh: rho_0 = gain, rho_{t+1} = gain + leak f_t rho_t, e = mean_t rho_t q_t,
+    where f_t is 1 (soft, detached), 1 - q_t (soft), 1 - s_t (hard, detached) or
+    (1 - s_t) - (h_t - v_reset) q_t / theta (hard).
+    """
+    first = currents[0]
+    theta = per_channel(neuron.theta, first).to(first)
+    leak, gain, rest = neuron.leak, neuron.gain, neuron.v_reset
+    state = neuron.start(first)
+    v, sent = state[0], state[1] if neuron.signed else None
+    rho: Tensor | float = gain
+    slope = torch.zeros_like(first)
+    output = first.new_empty(steps, *first.shape)
+    for t in range(steps):
+        current = currents[t if len(currents) > 1 else 0]
+        h = v if leak == 1 else rest + leak * (v - rest)
+        h = h + (current if gain == 1 else gain * current)
+        u = h / theta - 1
+        s = (u >= 0).to(h)
+        q = neuron.surrogate.slope(u)
+        if sent is not None:
+            positive = sent > 0
+            q = q + neuron.surrogate.slope(u + 1) * positive
+            s = s - (h < 0).to(h) * positive
+            sent = sent + s
+        slope += rho * q
+        torch.mul(s, theta, out=output[t])
+        if t == steps - 1:
+            break
+        if neuron.reset == "soft":
+            v = h - output[t]
+            kept: Tensor | float = 1.0 if neuron.detached else 1 - q
+        else:
+            v = torch.where(s > 0, rest, h)
+            kept = 1 - s if neuron.detached else (1 - s) - (h - rest) * q / theta
+        rho = gain + leak * kept * rho
+    return Response(output, slope / steps)
+
+
+class _Means(nn.Module):
+    """The means over time of a scan, as a function that `functional_call` can differentiate."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__()
+        self.neuron = neuron
+
+    def forward(self, currents: Tensor, shift: Tensor) -> tuple[tuple[Tensor, Tensor], Scan]:
+        run = scan(self.neuron, currents + shift)
+        output = run.spikes * per_channel(self.neuron.theta, currents[0]).to(run.spikes)
+        return (output.mean(0), run.potential.mean(0)), Scan(output, run.potential)
+
+
+def by_jvp(neuron: Neuron, currents: Tensor, potential: bool = False) -> Response:
+    """One Jacobian-vector product through the scan for the current, one for each parameter."""
+    means = _Means(neuron)
+    shift = torch.zeros_like(currents[0])
+    trained = {n: p.detach() for n, p in means.named_parameters() if p.requires_grad}
+
+    def along(name: str | None) -> tuple[tuple[Tensor, Tensor], Scan]:
+        def run(value: Tensor) -> tuple[tuple[Tensor, Tensor], Scan]:
+            values = {**trained, **({name: value} if name else {})}
+            return functional_call(means, values, (currents, shift if name else value))
+
+        point = trained[name] if name else shift
+        _, tangent, values = jvp(run, (point,), (torch.ones_like(point),), has_aux=True)
+        return tangent, values
+
+    (slope, potential_slope), values = along(None)
+    parameters = {}
+    for name in trained:
+        (own, own_potential), _ = along(name)
+        parameters[name.removeprefix("neuron.")] = (own, own_potential if potential else None)
+    return Response(
+        values.spikes,
+        slope,
+        values.potential if potential else None,
+        potential_slope if potential else None,
+        parameters,
+    )

@@ -1,0 +1,87 @@
+"""Hybrid branches: the student's prefix, a learnable mapping, the teacher's frozen suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from spikelet.terms.logits import kl
+from spikelet.terms.mapping import Mapping, fitted
+from spikelet.terms.term import Binding, Pair, Pairs, Reads, Step, Term, check_places, select
+
+
+class Branches(nn.Module):
+    """The mappings C_k, registered, and the teacher's suffixes, not registered."""
+
+    def __init__(
+        self, pairs: Sequence[Pair], mappings: Sequence[nn.Module], suffixes: Sequence[fx.GraphModule]
+    ) -> None:
+        super().__init__()
+        self.pairs = tuple(pairs)
+        self.mappings = nn.ModuleList(mappings)
+        self._suffixes = tuple(suffixes)
+
+    def logits(self, k: int, features: Tensor) -> Tensor:
+        """z_k = A_n o ... o A_{k+1}(C_k(r_k)): features "B ..." to logits "B K"."""
+        return self._suffixes[k](self.mappings[k](features))
+
+
+@final
+@dataclass(frozen=True)
+class Hybrid(Term):
+    """Hybrid block-wise replacement (arXiv 2503.16572): losses of z_k, summed over branches k.
+
+    M_k is the student up to stage k, a learnable mapping C_k of its mean feature, and the frozen
+    teacher from stage k + 1. Gradients of a branch avoid every surrogate above its cut. Weights,
+    tau and the form of C_k are not published; these are ours.
+
+    Args:
+        weight: of the sum over branches.
+        on: cuts; "inner" is every stage output but the last.
+        ce: share of the cross entropy with the labels.
+        kl: share of the KL divergence from the teacher's logits.
+        tau: temperature of that divergence.
+        mapping: form of C_k; "auto" starts at the identity or at a ridge fit.
+        sample: take one branch per batch, its loss times their number (unbiased, cheaper).
+    """
+
+    weight: float = 1.0
+    on: str | Sequence[str] = "inner"
+    ce: float = 1.0
+    kl: float = 1.0
+    tau: float = 3.0
+    mapping: Mapping = "auto"
+    sample: bool = False
+
+    def taps(self, pairs: Pairs) -> Reads:
+        chosen = select("hybrid.on", self.on, pairs)
+        return Reads({s: ("mean",) for s, _ in chosen}, {t: ("mean",) for _, t in chosen})
+
+    def init(self, binding: Binding) -> nn.Module:
+        assert binding.teacher is not None
+        chosen, mappings = select("hybrid.on", self.on, binding.pairs), []
+        for pair in chosen:
+            source = binding.student.taps[pair[0]].mean
+            target = binding.teacher.taps[pair[1]].mean
+            check_places("hybrid.on", source, target, pair)
+            mappings.append(fitted(self.mapping, source, target))
+        return Branches(chosen, mappings, [binding.suffix(t) for _, t in chosen])
+
+    def __call__(self, own: nn.Module, step: Step) -> Tensor:
+        assert isinstance(own, Branches)
+        count = len(own.pairs)
+        if self.sample:
+            device = step.generator.device if step.generator is not None else "cpu"
+            k = int(torch.randint(count, (), generator=step.generator, device=device))
+            return count * self._branch(own, k, step)
+        return torch.stack([self._branch(own, k, step) for k in range(count)]).sum()
+
+    def _branch(self, own: Branches, k: int, step: Step) -> Tensor:
+        z = own.logits(k, step.student.taps[own.pairs[k][0]].mean).float()
+        loss = self.ce * F.cross_entropy(z, step.labels)
+        return loss + self.kl * kl(step.taught.mean_logits, z, self.tau)

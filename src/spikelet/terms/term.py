@@ -1,0 +1,139 @@
+"""What a term is, and what it sees."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from spikelet.errors import UserError, unknown
+from spikelet.trace import Trace
+
+Pair = tuple[str, str]
+Pairs = Sequence[Pair]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a term reads: path -> fields, on both sides, and whether it needs a teacher."""
+
+    student: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    teacher: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step, as every term sees it.
+
+    Attributes:
+        student: the student's trace.
+        teacher: the teacher's trace, without gradient, or None.
+        labels: class indices "B".
+        progress: share of the training that is done, 0 to 1.
+        generator: source of randomness, on the CPU; None uses torch's own.
+    """
+
+    student: Trace
+    teacher: Trace | None
+    labels: Tensor
+    progress: float = 0.0
+    generator: torch.Generator | None = None
+
+    @property
+    def taught(self) -> Trace:
+        """The teacher's trace of a term that needs one."""
+        assert self.teacher is not None
+        return self.teacher
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a term may use when it starts.
+
+    Attributes:
+        student: the student's trace on example images (its taps have shapes and values).
+        teacher: the teacher's, or None.
+        pairs: matching places (student path, teacher path) from input to output.
+        suffix: the frozen teacher after a cut: features "B ..." to logits "B K".
+        classifier: the frozen teacher after the last pair.
+    """
+
+    student: Trace
+    teacher: Trace | None
+    pairs: tuple[Pair, ...]
+    suffix: Callable[[str], fx.GraphModule]
+
+    @property
+    def classifier(self) -> fx.GraphModule:
+        return self.suffix(self.pairs[-1][1])
+
+
+class Term(ABC):
+    """One loss, a frozen dataclass of its hyper-parameters; `weight` is applied by the Distiller."""
+
+    coupled: ClassVar[bool] = False
+    """Whether the loss of a batch is more than the mean of its images' losses."""
+    taught: ClassVar[bool] = True
+    """Whether the term needs a teacher."""
+    weight: float
+
+    @property
+    def time(self) -> Literal["mean", "windows", "steps"]:
+        """Whose gradient the term needs: that of the mean, of windows, or of every step."""
+        return "mean"
+
+    def taps(self, pairs: Pairs) -> Reads:
+        """What the term reads besides the logits."""
+        return Reads()
+
+    def init(self, binding: Binding) -> nn.Module:
+        """What the term must learn; nothing by default."""
+        return nn.Identity()
+
+    @abstractmethod
+    def __call__(self, own: nn.Module, step: Step) -> Tensor:
+        """The unweighted loss, a scalar, averaged over the batch."""
+
+
+def select(argument: str, on: str | Sequence[str], pairs: Pairs) -> tuple[Pair, ...]:
+    """The pairs that `on` means.
+
+    Args:
+        argument: name of the argument for the error.
+        on: "last", "all", "inner" (all but the last), or places of the student, `student=teacher`
+            where the names differ.
+        pairs: the matching stage outputs.
+    """
+    if isinstance(on, str):
+        known = {"last": pairs[-1:], "all": pairs, "inner": pairs[:-1]}
+        if on not in known and not any(c in on for c in "._="):
+            raise unknown(argument, on, known)
+        chosen = known.get(on)
+        if chosen is None:
+            return select(argument, [on], pairs)
+        if not chosen:
+            raise UserError(argument, f"no places match {on!r}", "name them as student=teacher")
+        return tuple(chosen)
+    same = dict(pairs)
+    split = [place.partition("=") for place in on]
+    return tuple((s, t or same.get(s, s)) for s, _, t in split)
+
+
+def channels(x: Tensor) -> int:
+    """The number of channels of features "B C ..."."""
+    return x.shape[1]
+
+
+def check_places(argument: str, student: Tensor, teacher: Tensor, pair: Pair) -> None:
+    """Refuses two feature maps "B C ..." whose positions differ."""
+    if student.shape[2:] != teacher.shape[2:]:
+        raise UserError(
+            argument,
+            f"{pair[0]} has positions {tuple(student.shape[2:])}, "
+            f"{pair[1]} {tuple(teacher.shape[2:])}",
+            "pair places of equal resolution",
+        )

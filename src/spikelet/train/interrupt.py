@@ -1,0 +1,66 @@
+"""Stopping a run from outside without losing work."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class Interrupted(Exception):
+    """The run was stopped; the message is the line that continues it, `code` the exit status."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass
+class Stop:
+    """Whether a signal has asked to stop after the present step."""
+
+    signal: signal.Signals | None = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        """The handler: the first signal asks, a second one stops at once."""
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+    @property
+    def code(self) -> int:
+        """The exit status that stands for the signal."""
+        return EXIT_CODES[self.signal or signal.SIGINT]
+
+
+@contextmanager
+def listening() -> Iterator[Stop]:
+    """Hear Ctrl-C and SIGTERM, in the main thread only; the handlers before are put back."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop) for number in EXIT_CODES}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def resume_line(run: Path | None) -> str:
+    """The command that continues a run, or that there is none."""
+    if run is None:
+        return "stopped; nothing was stored because the run has no folder"
+    try:
+        task = json.loads((run / "recipe.json").read_text(encoding="utf-8"))["task"]
+    except (OSError, ValueError, KeyError, TypeError):
+        task = "distill"
+    return f"spikelet {task} --resume {run}"

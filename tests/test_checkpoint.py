@@ -1,0 +1,181 @@
+"""Weights and training state: exact round trips, crash safety, clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from spikelet import checkpoint
+from spikelet.checkpoint import (
+    generator_states,
+    load_metadata,
+    load_state,
+    load_weights,
+    restore,
+    restore_generators,
+    save_state,
+    save_weights,
+)
+from spikelet.errors import UserError
+
+
+class Tied(nn.Module):
+    """Two layers that share one weight, stored transposed in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        self.first.weight = nn.Parameter(torch.randn(3, 3).t())
+        self.second.weight = self.first.weight
+
+
+def same(left: object, right: object) -> bool:
+    """Equality with types, through containers, tensors bit by bit."""
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and left.equal(right)
+    if isinstance(left, dict):
+        return (
+            isinstance(right, dict)
+            and list(left) == list(right)
+            and all(same(left[key], right[key]) for key in left)
+        )
+    if isinstance(left, list | tuple):
+        return type(left) is type(right) and len(left) == len(right) and all(map(same, left, right))
+    return type(left) is type(right) and left == right
+
+
+def test_weights_survive_with_ties_strides_and_metadata(tmp_path: Path) -> None:
+    model, path = Tied(), tmp_path / "deep" / "model.safetensors"
+    save_weights(path, model, {"steps": "4"})
+    state = load_weights(path)
+    assert same(state, dict(model.state_dict()))
+    assert load_metadata(path) == {"steps": "4"}
+    other = Tied()
+    restore(other, state, "weights")
+    assert other.second.weight is other.first.weight
+    assert other.first.weight.equal(model.first.weight)
+
+
+def test_weights_of_views_do_not_drag_their_storage_along(tmp_path: Path) -> None:
+    base = torch.randn(1000, 10)
+    save_weights(tmp_path / "w.safetensors", {"row": base[3], "same": base[3], "empty": base[:0]})
+    assert (tmp_path / "w.safetensors").stat().st_size < 1000
+    assert load_weights(tmp_path / "w.safetensors")["same"].equal(base[3])
+
+
+def nested() -> dict[str, object]:
+    """A state with everything an optimiser or a log may hold."""
+    return {
+        "optimiser": {
+            "state": {0: {"step": torch.tensor(3.0), "buffer": torch.randn(2, 3)}, 1: {}},
+            "param_groups": [{"betas": (0.9, 0.999), "lr": 0.1, "foreach": None, "params": [0, 1]}],
+        },
+        "clash": {1: torch.ones(1), "1": torch.zeros(1), "$": "tensor", "a/b": torch.arange(3)},
+        "half": torch.randn(4).bfloat16(),
+        "scalars": [1, 2.5, float("inf"), True, None, "text", [], ()],
+    }
+
+
+def test_nested_state_survives(tmp_path: Path) -> None:
+    state = nested()
+    save_state(tmp_path / "checkpoint", state)
+    assert same(load_state(tmp_path / "checkpoint"), state)
+
+
+def test_what_json_and_safetensors_cannot_hold_is_refused(tmp_path: Path) -> None:
+    save_state(tmp_path, {"value": 1})
+    with pytest.raises(TypeError, match="set cannot be stored"):
+        save_state(tmp_path, {"value": {1, 2}})
+    assert load_state(tmp_path) == {"value": 1}
+
+
+def test_generators_continue_where_they_were(tmp_path: Path) -> None:
+    own = torch.Generator().manual_seed(3)
+    torch.rand(5, generator=own)
+    save_state(tmp_path, {"generators": generator_states({"own": own}), "raw": own})
+    expected = torch.rand(4), torch.rand(4, generator=own)
+    fresh = torch.Generator()
+    stored = load_state(tmp_path)
+    restore_generators(stored["generators"], {"own": fresh})
+    assert torch.rand(4).equal(expected[0])
+    assert torch.rand(4, generator=fresh).equal(expected[1])
+    assert stored["raw"].equal(stored["generators"]["own"])
+
+
+@pytest.mark.parametrize("file", ["tensors", "state"])
+@pytest.mark.parametrize("moment", ["writing", "renaming"])
+def test_a_crash_leaves_the_state_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, moment: str
+) -> None:
+    save_state(tmp_path, {"value": torch.zeros(3)})
+    save_state(tmp_path, {"value": torch.ones(3)})
+    real_flush, real_replace = checkpoint._flush, Path.replace
+
+    def flush(path: Path) -> None:
+        if moment == "writing" and file in path.name and path.suffix == ".new":
+            raise OSError("no space left")
+        real_flush(path)
+
+    def replace(path: Path, target: Path) -> Path:
+        if moment == "renaming" and target.name.startswith(file):
+            raise OSError("power cut")
+        return real_replace(path, target)
+
+    monkeypatch.setattr(checkpoint, "_flush", flush)
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(OSError, match=r"no space|power cut"):
+        save_state(tmp_path, {"value": torch.full((3,), 2.0)})
+    monkeypatch.undo()
+    assert load_state(tmp_path)["value"].equal(torch.ones(3))
+    save_state(tmp_path, {"value": torch.full((3,), 3.0)})
+    assert load_state(tmp_path)["value"].equal(torch.full((3,), 3.0))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_missing_corrupt_and_foreign_files_are_named(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.safetensors"
+    with pytest.raises(UserError, match=r"weights = .*bad\.safetensors.*no such file"):
+        load_weights(bad)
+    bad.write_bytes(b"PK\x03\x04 a zip archive")
+    for load in (load_weights, load_metadata):
+        with pytest.raises(UserError, match="damaged or foreign"):
+            load(bad)
+    with pytest.raises(UserError, match="none is stored there"):
+        load_state(tmp_path)
+    save_state(tmp_path / "run", {"value": torch.randn(100)})
+    tensors = next((tmp_path / "run").glob("*.safetensors"))
+    tensors.write_bytes(tensors.read_bytes()[:-7])
+    with pytest.raises(UserError, match=r"checkpoint = .*damaged"):
+        load_state(tmp_path / "run")
+    tensors.unlink()
+    with pytest.raises(UserError, match=r"checkpoint = .*no such file"):
+        load_state(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "damaged"),
+        ("[]", "no checkpoint of spikelet"),
+        (json.dumps({"format": "other"}), "no checkpoint of spikelet"),
+        (json.dumps({"format": checkpoint.FORMAT}), "damaged"),
+    ],
+)
+def test_foreign_state_is_refused(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(UserError, match=says):
+        load_state(tmp_path)
+
+
+def test_weights_of_another_model_are_refused_by_name() -> None:
+    state = nn.Linear(3, 2).state_dict()
+    with pytest.raises(UserError, match=r"`teacher`.*bias is missing"):
+        restore(nn.Linear(3, 2), {"weight": state["weight"]}, "teacher")
+    with pytest.raises(UserError, match="bias is not in the model"):
+        restore(nn.Linear(3, 2, bias=False), state, "teacher")
+    with pytest.raises(UserError, match=r"weight is \(2, 3\), not \(2, 4\)"):
+        restore(nn.Linear(4, 2), state, "teacher")

@@ -1,0 +1,202 @@
+"""Recipes: round trips, specs built, and the sentence for every way to get one wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from spikelet.errors import UserError
+from spikelet.recipe import (
+    AUGMENTS,
+    DATA,
+    ENCODERS,
+    EXECUTES,
+    MODELS,
+    NEURONS,
+    SURROGATES,
+    TERMS,
+    Recipe,
+    Training,
+    build,
+    resolve,
+)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something to describe by a spec."""
+
+    size: tuple[int, int]
+    weight: float = 1.0
+    name: str | None = None
+
+
+class Plain:
+    """A class whose fields are its constructor's parameters."""
+
+    def __init__(self, count: int = 2, surrogate: object = None) -> None:
+        self.count, self.surrogate = count, surrogate
+
+
+def run(net: object, x: object, taps: object = (), windows: int = 1) -> tuple[object, ...]:
+    """Shaped like an executor."""
+    return net, x, taps, windows
+
+
+THING, PLAIN, RUN = (f"{__name__}:{name}" for name in ("Thing", "Plain", "run"))
+
+
+def distil() -> Recipe:
+    """A recipe with a value of every kind in it."""
+    return Recipe(
+        "distill",
+        {"kind": "cifar10", "protocol": "batch5", "root": Path("data")},
+        model={"kind": "timm:resnet18", "size": (3, 32, 32)},
+        teacher={"run": "runs/teacher"},
+        method="affine",
+        neuron={"kind": "LIF", "tau": 1.25, "surrogate": {"kind": "triangle"}},
+        terms={"ce": {"kind": "cross-entropy"}, "own": {"kind": "my.package:Term", "weight": 2.0}},
+        execute={"kind": "rate", "windows": 2},
+        augment=({"kind": "crop", "padding": 4}, {"kind": "flip"}),
+        training=Training(optimiser="adamw", learning_rate=1e-3, ema=0.999, clip=1.0),
+    )
+
+
+def test_a_recipe_survives_json() -> None:
+    recipe = distil()
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert recipe.augment == [{"kind": "crop", "padding": 4}, {"kind": "flip"}]
+    assert recipe.data["root"] == "data"
+
+
+@pytest.mark.parametrize("table", [AUGMENTS, DATA, ENCODERS, EXECUTES, MODELS, NEURONS, TERMS])
+def test_every_kind_survives_json(table: dict[str, str]) -> None:
+    fields = {
+        "data": ({"kind": kind} for kind in DATA),
+        "model": ({"kind": kind} for kind in MODELS),
+        "neuron": ({"kind": kind} for kind in NEURONS),
+        "execute": ({"kind": kind} for kind in EXECUTES),
+        "encode": ({"kind": kind} for kind in ENCODERS),
+        "terms": ({"only": {"kind": kind}} for kind in TERMS),
+        "augment": ([{"kind": kind}] for kind in AUGMENTS),
+    }
+    tables = {"data": DATA, "model": MODELS, "neuron": NEURONS, "execute": EXECUTES}
+    tables |= {"encode": ENCODERS, "terms": TERMS, "augment": AUGMENTS}
+    name = next(key for key, each in tables.items() if each is table)
+    for value in fields[name]:
+        recipe = dataclasses.replace(distil(), **{name: value})
+        assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_defaults_may_be_left_out_of_the_json() -> None:
+    recipe = Recipe.from_json('{"task": "teach", "data": {"kind": "digits"}}')
+    assert recipe == Recipe("teach", {"kind": "digits"})
+
+
+WRONG = [
+    ({"steps": 0}, "steps = 0", "at least 1"),
+    ({"steps": "many"}, "steps = 'many'", "integer"),
+    ({"stepz": 4}, "stepz", "steps"),
+    ({"task": "distil"}, "task", "distill"),
+    ({"seed": -1}, "seed = -1", "0 or more"),
+    ({"neuron": {"kind": "LIFF"}}, "neuron", "LIF"),
+    ({"neuron": 3}, "neuron = 3", "dictionary"),
+    ({"model": {"kind": "resnet81"}}, "model", "resnet18"),
+    ({"terms": {"a": {"weight": 1}}}, "terms.a", "kind"),
+    ({"augment": [{"kind": "crap"}]}, "augment.0", "crop"),
+    ({"training": {"learning_rat": 1}}, "training.learning_rat", "learning_rate"),
+    ({"training": {"learning_rate": "x"}}, "training.learning_rate = 'x'", "number"),
+    ({"training": {"learning_rate": 0}}, "learning_rate = 0.0", "above 0"),
+    ({"training": {"optimiser": "sdg"}}, "training.optimiser", "sgd"),
+    ({"training": {"batch": 0}}, "batch = 0", "at least 1"),
+    ({"training": {"ema": 1.0}}, "ema = 1.0", "between 0 and 1"),
+    ({"training": {"clip": 0.0}}, "clip = 0.0", "above 0"),
+    ({"training": 3}, "training", "object"),
+]
+
+
+@pytest.mark.parametrize(("change", "argument", "says"), WRONG)
+def test_a_wrong_field_is_named(change: dict[str, object], argument: str, says: str) -> None:
+    fields = json.loads(distil().to_json()) | change
+    with pytest.raises(UserError) as caught:
+        Recipe.from_json(json.dumps(fields))
+    assert caught.value.argument == argument
+    assert says in str(caught.value)
+
+
+def test_what_is_no_recipe_is_refused() -> None:
+    for text in ("{", "[]"):
+        with pytest.raises(UserError, match="recipe"):
+            Recipe.from_json(text)
+    with pytest.raises(UserError, match="cannot be stored"):
+        Recipe("teach", {"kind": "digits", "root": object()})
+    with pytest.raises(UserError, match=r"schedule.*cosine"):
+        Training(schedule="cosinus")  # type: ignore[arg-type]
+
+
+def test_build_converts_json_types_and_adds_what_the_program_gives() -> None:
+    assert build("thing", {"kind": THING, "size": [1, 2]}, {}) == Thing((1, 2))
+    assert build("thing", {"kind": THING, "weight": 3}, {}, size=(4, 5)) == Thing((4, 5), 3.0)
+    assert build("thing", {"kind": "short", "size": [1, 2]}, {"short": THING}) == Thing((1, 2))
+
+
+def test_build_makes_nested_specs_first() -> None:
+    plain = build("neuron", {"kind": PLAIN, "surrogate": {"kind": THING, "size": [1, 2]}}, {})
+    assert plain.surrogate == Thing((1, 2))
+    assert plain.count == 2
+
+
+def test_build_binds_executors() -> None:
+    bound = build("execute", {"kind": RUN, "windows": 3}, EXECUTES)
+    assert isinstance(bound, functools.partial)
+    assert bound("net", "x") == ("net", "x", (), 3)
+    with pytest.raises(UserError, match=r"execute\.window.*windows"):
+        build("execute", {"kind": RUN, "window": 3}, EXECUTES)
+    with pytest.raises(UserError, match=r"execute\.net"):
+        build("execute", {"kind": RUN, "net": 3}, EXECUTES)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"kind": THING, "siez": [1, 2]}, r"`thing\.siez`.*size"),
+        ({"kind": THING}, r"`thing\.size`.*missing"),
+        ({"kind": THING, "size": [1, 2], "weight": "heavy"}, r"`thing\.weight = 'heavy'`"),
+        ({"kind": THING, "size": [1, "b"]}, r"`thing\.size\.1 = 'b'`"),
+        ({"size": [1, 2]}, "kind"),
+        ({"kind": "shrot"}, "short"),
+        ({"kind": "no.such.module:Thing"}, "cannot be imported"),
+        ({"kind": f"{__name__}:Thin"}, "Thing"),
+        ({"kind": PLAIN, "surrogate": {"kind": "sigmod"}}, r"thing\.surrogate.*sigmoid"),
+    ],
+)
+def test_build_names_what_is_wrong(spec: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        build("thing", spec, {"short": THING})
+
+
+@pytest.mark.parametrize(
+    ("table", "names"), [(NEURONS, NEURONS), (SURROGATES, SURROGATES), (ENCODERS, ENCODERS)]
+)
+def test_the_names_lead_somewhere(table: dict[str, str], names: dict[str, str]) -> None:
+    for name in names:
+        assert callable(resolve("kind", name, table))
+
+
+def test_neurons_are_built_with_their_surrogate() -> None:
+    spec = {"kind": "LIF", "tau": 3, "surrogate": {"kind": "triangle", "width": 2}}
+    neuron = build("neuron", spec, NEURONS)
+    assert (neuron.tau, neuron.surrogate.width) == (3.0, 2.0)
+
+
+def test_importing_recipes_is_cheap() -> None:
+    code = "import sys, spikelet.recipe; print({'torch', 'pydantic'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
