@@ -77,7 +77,9 @@ def _obstacle(node: fx.Node, modules: dict[str, nn.Module], net: nn.Module) -> O
         return Obstacle(place, kind, "replace it by convolution, batch norm, pooling or ReLU")
     if node.op == "call_function" and node.target not in FUNCTIONS:
         name = getattr(node.target, "__name__", str(node.target))
-        return Obstacle(f"{place} ({node.name})", name, "replace it by a ReLU or a linear operation")
+        return Obstacle(
+            f"{place} ({node.name})", name, "replace it by a ReLU or a linear operation"
+        )
     if node.op == "call_method" and node.target not in METHODS | set(IN_PLACE.values()):
         return Obstacle(f"{place} ({node.name})", f".{node.target}()", "use a linear operation")
     if node.target in (operator.mul, operator.truediv, torch.mul, "mul") and _two_signals(node):
@@ -258,9 +260,7 @@ def _channel_mean(value: Tensor) -> Tensor:
     return value.transpose(0, 1).flatten(1).mean(1)
 
 
-def correct(
-    student: fx.GraphModule, images: Tensor, steps: int, means: dict[str, Tensor]
-) -> None:
+def correct(student: fx.GraphModule, images: Tensor, steps: int, means: dict[str, Tensor]) -> None:
     """One sweep in network order: shifts each channel's current by its mean-rate error."""
     modules = dict(student.named_modules())
 
@@ -273,7 +273,7 @@ def correct(
         if bias is None:
             return fold(output)
         shift = means[node.name] - _channel_mean(output.mean(0))
-        bias += shift
+        bias.add_(shift)
         return fold(function(currents + per_channel(shift, currents[0])))
 
     walk(student, fold(images.unsqueeze(0).expand(steps, *images.shape)), rule)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from spikelet.execute import Execute, ann, gives, rate
 from spikelet.graph import after, capture, stages
 from spikelet.neuron import Neuron
 from spikelet.terms.term import Binding, Pair, Step, Term
-from spikelet.trace import Trace
+from spikelet.trace import Tap, Trace
 
 RANK = {"mean": 0, "windows": 1, "steps": 2}
 
@@ -120,7 +120,9 @@ class Distiller(nn.Module):
 
     def _suffix(self, path: str) -> fx.GraphModule:
         if not isinstance(self.teacher, fx.GraphModule):
-            raise UserError("teacher", "torch.fx cannot trace it, so it cannot be cut", "use logits")
+            raise UserError(
+                "teacher", "torch.fx cannot trace it, so it cannot be cut", "use method logits"
+            )
         return after(self.teacher, path).eval()
 
     def _teach(self, x: Tensor) -> Trace | None:
@@ -160,9 +162,7 @@ class Distiller(nn.Module):
 
 
 def freeze(teacher: nn.Module) -> nn.Module:
-    """A copy of a teacher in eval mode without gradients, as a graph where torch.fx can trace it."""
-    import copy
-
+    """A copy of a teacher in eval mode without gradients; a graph where torch.fx can trace it."""
     try:
         net: nn.Module = capture(teacher)
     except UserError:
@@ -174,11 +174,15 @@ def detached(trace: Trace | None) -> Trace | None:
     """A trace cut off from its gradient."""
     if trace is None:
         return None
-    taps = {
-        path: type(tap)(*[x if x is None else x.detach() for x in vars(tap).values()])
-        for path, tap in trace.taps.items()
-    }
-    return Trace(trace.logits.detach(), taps)
+    return Trace(
+        trace.logits.detach(),
+        {path: _detached_tap(tap) for path, tap in trace.taps.items()},
+    )
+
+
+def _detached_tap(tap: Tap) -> Tap:
+    rest = {k: v if v is None else v.detach() for k, v in vars(tap).items() if k != "mean"}
+    return Tap(tap.mean.detach(), **rest)
 
 
 def _example(student: nn.Module, example: Tensor | None) -> Tensor:

@@ -108,7 +108,14 @@ def bptt(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
     return Trace(unfold(logits, steps), _answer(net, asked, found))
 
 
-def rate(net: nn.Module, x: Tensor, taps: Taps = (), *, divide_by_steps: bool = False) -> Trace:
+def rate(
+    net: nn.Module,
+    x: Tensor,
+    taps: Taps = (),
+    *,
+    divide_by_steps: bool = False,
+    fuse: bool = False,
+) -> Trace:
     """Runs a spiking network with rate-based backpropagation (arXiv 2410.11488), in one pass.
 
     Per-step fields have the value of each step and the derivative of the mean. Memory for the
@@ -119,6 +126,7 @@ def rate(net: nn.Module, x: Tensor, taps: Taps = (), *, divide_by_steps: bool = 
         x: "T B ...".
         taps: path -> fields, or paths.
         divide_by_steps: scales the gradient by 1/T as the published code does, not the loss.
+        fuse: compiles the neurons' scan (some ten seconds once); same spikes, much less time.
     """
     net, asked = _spiking(net), fields_of(taps)
     steps, wanted, found = len(x), _wanted(net, asked), {}
@@ -141,7 +149,7 @@ def rate(net: nn.Module, x: Tensor, taps: Taps = (), *, divide_by_steps: bool = 
 
     def neuron(node: fx.Node, function: Neuron, x: Dual) -> Dual:
         fields = wanted.get(node, set())
-        value, response = spike(function, x, steps, "potential" in fields)
+        value, response = spike(function, x, steps, "potential" in fields, fuse)
         if node in wanted:
             found[node] = _neuron_tap(function, x, value, response, fields)
         return value
@@ -205,7 +213,9 @@ def _wanted(net: fx.GraphModule, asked: Mapping[str, tuple[str, ...]]) -> Wanted
         extra = set(fields) - {"mean"}
         if extra and not fires and (not is_activation(node, modules) or "spikes" in extra):
             raise UserError(
-                f"tap {path!r}", f"{sorted(extra)} exist at neurons only", "tap a neuron or its mean"
+                f"tap {path!r}",
+                f"{sorted(extra)} exist at neurons only",
+                "tap a neuron or its mean",
             )
         wanted.setdefault(node, set()).update(fields)
     return wanted

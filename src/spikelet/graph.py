@@ -196,7 +196,9 @@ def walk(net: fx.GraphModule, inputs: Any, rule: Rule) -> Any:
 
     def fetch(args: Any) -> Any:
         seen: dict[fx.Node, Any] = {}
-        return fx.node.map_arg(args, lambda n: seen[n] if n in seen else seen.setdefault(n, value(n)))
+        return fx.node.map_arg(
+            args, lambda n: seen[n] if n in seen else seen.setdefault(n, value(n))
+        )
 
     for node in net.graph.nodes:
         if node.op == "placeholder":

@@ -22,7 +22,14 @@ from spikelet.errors import UserError
 from spikelet.neuron import Neuron, per_channel
 from spikelet.slopes import Response, respond
 
-LINEAR_MODULES = (nn.Identity, nn.Linear, nn.Flatten, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+LINEAR_MODULES = (
+    nn.Identity,
+    nn.Linear,
+    nn.Flatten,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+)
 LINEAR_FUNCTIONS = {
     operator.add,
     operator.sub,
@@ -148,12 +155,12 @@ class _Normalise(torch.autograd.Function):
 
 
 def fold(x: Tensor) -> Tensor:
-    """"T B ..." to "(T B) ..."."""
+    """ "T B ..." to "(T B) ..."."""
     return x.reshape(-1, *x.shape[2:])
 
 
 def unfold(x: Tensor, steps: int) -> Tensor:
-    """"(T B) ..." to "T B ..."."""
+    """ "(T B) ..." to "T B ..."."""
     return x.reshape(steps, -1, *x.shape[1:])
 
 
@@ -254,7 +261,9 @@ def drop(dropout: nn.Module, x: Dual) -> Dual:
     return Dual(spikes, x.mean * mask, x.steps)
 
 
-def spike(neuron: Neuron, x: Dual, steps: int, potential: bool) -> tuple[Dual, Response]:
+def spike(
+    neuron: Neuron, x: Dual, steps: int, potential: bool, fuse: bool = False
+) -> tuple[Dual, Response]:
     """A neuron: runs over the spikes' currents; its mean has the slopes of the response."""
     if not neuron.elementwise:
         raise UserError(
@@ -262,7 +271,7 @@ def spike(neuron: Neuron, x: Dual, steps: int, potential: bool) -> tuple[Dual, R
             "`rate` needs neurons whose spikes depend on their own current alone",
             "use execute=bptt",
         )
-    response = respond(neuron, unfold(x.spikes, x.steps), steps, potential)
+    response = respond(neuron, unfold(x.spikes, x.steps), steps, potential, fuse)
     inputs, slopes = [x.mean], [response.slope]
     for name, (slope, _) in (response.parameters or {}).items():
         inputs.append(neuron.get_parameter(name))
@@ -283,7 +292,7 @@ def anchored_potential(neuron: Neuron, x: Dual, response: Response) -> Tensor:
 
 
 def per_step(values: Tensor, mean: Tensor) -> Tensor:
-    """"T B ...": the value of each step, the derivative of the mean."""
+    """ "T B ...": the value of each step, the derivative of the mean."""
     return _StraightThrough.apply(values, mean.unsqueeze(0).expand_as(values))
 
 

@@ -8,7 +8,12 @@ written out for IF and LIF.
 
 from __future__ import annotations
 
+import functools
+import shutil
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,58 +42,90 @@ class Response:
     parameters: dict[str, tuple[Tensor, Tensor | None]] | None = None
 
 
-def respond(neuron: Neuron, currents: Tensor, steps: int, potential: bool = False) -> Response:
+def respond(
+    neuron: Neuron, currents: Tensor, steps: int, potential: bool = False, fuse: bool = False
+) -> Response:
     """Runs a neuron over `steps` steps of currents "T B ...", T = steps or 1 if they are constant.
 
-    Nothing is recorded for automatic differentiation.
+    Nothing is recorded for automatic differentiation. `fuse` compiles the closed form.
     """
     with torch.no_grad():
         currents = currents.float() if currents.dtype.itemsize < 4 else currents
         learned = any(p.requires_grad for p in neuron.parameters())
         if isinstance(neuron, Integrator) and not learned and not potential:
-            return closed_form(neuron, currents, steps)
+            return closed_form(neuron, currents, steps, fuse)
         return by_jvp(neuron, currents.expand(steps, *currents.shape[1:]), potential)
 
 
-def closed_form(neuron: Integrator, currents: Tensor, steps: int) -> Response:
+def closed_form(neuron: Integrator, currents: Tensor, steps: int, fuse: bool = False) -> Response:
     """The eligibility recursion for IF and LIF (methods 3.2, in general form).
 
     With q_t = theta ds/dh: rho_0 = gain, rho_{t+1} = gain + leak f_t rho_t, e = mean_t rho_t q_t,
     where f_t is 1 (soft, detached), 1 - q_t (soft), 1 - s_t (hard, detached) or
-    (1 - s_t) - (h_t - v_reset) q_t / theta (hard).
+    (1 - s_t) - (h_t - v_reset) q_t / theta (hard). `fuse` compiles it into one kernel.
     """
     first = currents[0]
-    theta = per_channel(neuron.theta, first).to(first)
-    leak, gain, rest = neuron.leak, neuron.gain, neuron.v_reset
-    state = neuron.start(first)
-    v, sent = state[0], state[1] if neuron.signed else None
+    shape = first.shape
+    folded = currents.reshape(len(currents), shape[0], shape[1], -1)
+    theta, start = (
+        x.to(first).expand(shape[1]).reshape(-1, 1) for x in (neuron.theta, neuron.initial)
+    )
+    kind = (neuron.reset == "hard", neuron.detached, neuron.signed)
+    leak, gain, rest = float(neuron.leak), float(neuron.gain), neuron.v_reset
+    run = fused() if fuse else eligibility
+    slope_of = neuron.surrogate.slope
+    output, slope = run(folded, theta, start, steps, leak, gain, rest, slope_of, *kind)
+    return Response(output.reshape(steps, *shape), slope.reshape(shape))
+
+
+def eligibility(
+    currents: Tensor,
+    theta: Tensor,
+    start: Tensor,
+    steps: int,
+    leak: float,
+    gain: float,
+    rest: float,
+    slope_of: Callable[[Tensor], Tensor],
+    hard: bool,
+    detached: bool,
+    signed: bool,
+) -> tuple[Tensor, Tensor]:
+    """Output theta * s "T B C N", slope of its mean "B C N"; currents "T B C N" or "1 B C N"."""
+    v = start.expand_as(currents[0])
     rho: Tensor | float = gain
-    slope = torch.zeros_like(first)
-    output = first.new_empty(steps, *first.shape)
+    slope, sent, outputs = torch.zeros_like(currents[0]), torch.zeros_like(currents[0]), []
     for t in range(steps):
-        current = currents[t if len(currents) > 1 else 0]
-        h = v if leak == 1 else rest + leak * (v - rest)
-        h = h + (current if gain == 1 else gain * current)
+        current = currents[t] if len(currents) > 1 else currents[0]
+        h = (v if leak == 1 else rest + leak * (v - rest)) + (
+            current if gain == 1 else gain * current
+        )
         u = h / theta - 1
-        s = (u >= 0).to(h)
-        q = neuron.surrogate.slope(u)
-        if sent is not None:
-            positive = sent > 0
-            q = q + neuron.surrogate.slope(u + 1) * positive
-            s = s - (h < 0).to(h) * positive
+        s, q = (u >= 0).to(h.dtype), slope_of(u)
+        if signed:
+            positive = (sent > 0).to(h.dtype)
+            q = q + slope_of(u + 1) * positive
+            s = s - (h < 0).to(h.dtype) * positive
             sent = sent + s
-        slope += rho * q
-        torch.mul(s, theta, out=output[t])
-        if t == steps - 1:
-            break
-        if neuron.reset == "soft":
-            v = h - output[t]
-            kept: Tensor | float = 1.0 if neuron.detached else 1 - q
+        slope = slope + rho * q
+        outputs.append(s * theta)
+        if hard:
+            v = h * (1 - s) + rest * s
+            kept: Tensor | float = 1 - s if detached else (1 - s) - (h - rest) * q / theta
         else:
-            v = torch.where(s > 0, rest, h)
-            kept = 1 - s if neuron.detached else (1 - s) - (h - rest) * q / theta
+            v = h - outputs[-1]
+            kept = 1.0 if detached else 1 - q
         rho = gain + leak * kept * rho
-    return Response(output, slope / steps)
+    return torch.stack(outputs), slope / steps
+
+
+@functools.cache
+def fused() -> Callable[..., tuple[Tensor, Tensor]]:
+    """`eligibility` compiled for any shape; as it is, with one line said, without a compiler."""
+    if not torch.cuda.is_available() and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        warnings.warn("no C++ compiler found: neurons run without the fused kernel", stacklevel=2)
+        return eligibility
+    return torch.compile(eligibility, dynamic=True)
 
 
 class _Means(nn.Module):
@@ -116,8 +153,8 @@ def by_jvp(neuron: Neuron, currents: Tensor, potential: bool = False) -> Respons
             return functional_call(means, values, (currents, shift if name else value))
 
         point = trained[name] if name else shift
-        _, tangent, values = jvp(run, (point,), (torch.ones_like(point),), has_aux=True)
-        return tangent, values
+        result: Any = jvp(run, (point,), (torch.ones_like(point),), has_aux=True)
+        return result[1], result[2]
 
     (slope, potential_slope), values = along(None)
     parameters = {}

@@ -49,7 +49,7 @@ def fields_of(taps: Taps) -> dict[str, tuple[str, ...]]:
     Raises:
         UserError: for a field that does not exist.
     """
-    asked = dict(taps) if isinstance(taps, Mapping) else {path: ("mean",) for path in taps}
+    asked = dict(taps) if isinstance(taps, Mapping) else dict.fromkeys(taps, ("mean",))
     for path, names in asked.items():
         for name in names:
             if name not in FIELDS:

@@ -1,7 +1,7 @@
 """Augmentations of a batch of uint8 images "B C H W" before normalisation.
 
-Each is a frozen dataclass called with the images and a CPU generator, which alone decides the
-outcome: the same on every device.
+Each is a frozen dataclass called with the images and a CPU generator, which alone makes every
+random choice: the same ones on every device.
 """
 
 from __future__ import annotations

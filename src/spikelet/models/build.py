@@ -46,8 +46,9 @@ def build_model(
     """A classifier of images "B C H W" into logits "B K", in train mode.
 
     `name` is one of ours (`spikelet.recipe.MODELS`), `timm:NAME`, `torchvision:NAME` or
-    `package.module:function`. `weights` is a file for it; `pretrained` fetches the zoo's own. `seed` decides the initial
-    weights without touching torch's global generator; None draws from that.
+    `package.module:function`. `weights` is a file for it; `pretrained` fetches the zoo's own.
+    `seed` decides the initial weights without touching torch's global generator; None draws from
+    that.
 
     Raises:
         UserError: an unknown name, an option the model lacks, weights that do not fit, or a

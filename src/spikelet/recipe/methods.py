@@ -48,9 +48,7 @@ def terms_of(method: str) -> dict[str, Spec]:
     return {name: dict(spec) for name, spec in METHODS[method].items()}
 
 
-def default_recipe(
-    task: str, data: Spec, method: str = DEFAULT_METHOD, **fields: Any
-) -> Recipe:
+def default_recipe(task: str, data: Spec, method: str = DEFAULT_METHOD, **fields: Any) -> Recipe:
     """The recipe a run starts from; `fields` replace whole fields of it.
 
     Args:

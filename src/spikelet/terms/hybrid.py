@@ -19,7 +19,10 @@ class Branches(nn.Module):
     """The mappings C_k, registered, and the teacher's suffixes, not registered."""
 
     def __init__(
-        self, pairs: Sequence[Pair], mappings: Sequence[nn.Module], suffixes: Sequence[fx.GraphModule]
+        self,
+        pairs: Sequence[Pair],
+        mappings: Sequence[nn.Module],
+        suffixes: Sequence[fx.GraphModule],
     ) -> None:
         super().__init__()
         self.pairs = tuple(pairs)

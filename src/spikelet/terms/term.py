@@ -73,7 +73,7 @@ class Binding:
 
 
 class Term(ABC):
-    """One loss, a frozen dataclass of its hyper-parameters; `weight` is applied by the Distiller."""
+    """One loss: a frozen dataclass of its hyper-parameters. The Distiller applies `weight`."""
 
     coupled: ClassVar[bool] = False
     """Whether the loss of a batch is more than the mean of its images' losses."""

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from spikelet.data import Batches
 from spikelet.errors import UserError
 from spikelet.recipe import Training
 from spikelet.train.interrupt import Interrupted, Stop, listening, resume_line
@@ -28,7 +29,7 @@ SETTLE_SECONDS = 1.0  # how long losses may stay on an accelerator before they a
 
 def fit(
     distiller: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Batches | Iterable[tuple[Tensor, Tensor]],
     *,
     training: Training,
     seed: int = 0,

@@ -289,7 +289,7 @@ def _train(
     recipe: Recipe, place: Place, dataset: Dataset, distiller: Distiller, score: Any, layers: Any
 ) -> dict[str, Any]:
     """Trains; returns the test accuracy at the epoch that validation would have chosen."""
-    specs = recipe.augment or list(dataset.augment)
+    specs = recipe.augment or [dict(spec) for spec in dataset.augment]
     augment = [build(f"augment.{i}", spec, AUGMENTS) for i, spec in enumerate(specs)]
     batches = Batches(
         dataset.train, dataset, recipe.training.batch, augment, recipe.seed, place.device

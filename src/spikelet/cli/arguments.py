@@ -1,0 +1,217 @@
+"""The verbs, their flags and their help; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from spikelet.errors import UserError, unknown
+from spikelet.recipe import DATA, DEFAULT_METHOD, EXECUTES, METHODS, MODELS, NEURONS, TERMS
+
+VERBS = {
+    "demo": "digits: teach, distil, measure, report; minutes on two cores",
+    "teach": "train an ANN teacher",
+    "distill": "make a spiking student of any teacher",
+    "measure": "what a finished run can do: accuracy over time steps",
+    "doctor": "what is installed, what is fast here, what is missing",
+}
+LEAVES = (
+    "data.FIELD model.FIELD teacher.FIELD neuron.FIELD neuron.surrogate.FIELD terms.NAME.FIELD "
+    "execute.FIELD augment.NUMBER.FIELD training.FIELD"
+)
+NUMBERS = {int: "a whole number", float: "a number"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong flag with a UserError instead of a usage page."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.match(r"argument ([^:]+): (.*)", message, re.DOTALL)
+        if found is None:
+            raise UserError(self.prog, message, f"see `{self.prog} --help`")
+        raise UserError(found[1].split("/")[-1], found[2], f"see `{self.prog} --help`")
+
+
+def number(kind: type) -> Any:
+    """An argparse type whose complaint says what was expected."""
+
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError as error:
+            expected = f"expected {NUMBERS[kind]}, found {text!r}"
+            raise argparse.ArgumentTypeError(expected) from error
+
+    return read
+
+
+def overview() -> str:
+    """What `spikelet --help` prints."""
+    lines = [f"  spikelet {verb:9} {what}" for verb, what in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: spikelet VERB [flags]",
+            "",
+            "Name a trained ANN, get an accurate spiking network of 1 to 4 time steps.",
+            "",
+            *lines,
+            "",
+            "`spikelet VERB --help` lists the flags of a verb, `spikelet --version` the version.",
+            "Exit status: 0 done, 2 a mistake that one sentence tells how to mend, 130 and 143",
+            "stopped (the line to resume is printed), 1 a defect of spikelet.",
+        ]
+    )
+
+
+def parse(verb: str, words: Sequence[str]) -> argparse.Namespace:
+    """The fixed flags of a verb.
+
+    Raises:
+        UserError: for an unknown flag, with the nearest ones, or a value of a wrong type.
+    """
+    parser = parser_of(verb)
+    options, surplus = parser.parse_known_args(list(words))
+    if surplus:
+        flag = surplus[0].partition("=")[0]
+        if not flag.startswith("-"):
+            raise UserError(flag, "this word belongs to no flag", f"see `{parser.prog} --help`")
+        raise unknown(flag, flag, parser._option_string_actions)
+    return options
+
+
+def parser_of(verb: str) -> Parser:
+    """The parser of one verb."""
+    if verb not in VERBS:
+        raise unknown("verb", verb, VERBS)
+    parser = Parser(
+        prog=f"spikelet {verb}",
+        description=VERBS[verb],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    ADD[verb](parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, at the end")
+    return parser
+
+
+def _demo(parser: Parser) -> None:
+    parser.add_argument("--out", metavar="DIR", default="runs/demo", help="default: runs/demo")
+    parser.add_argument("--seeds", type=number(int), default=5, metavar="N", help="default: 5")
+    parser.add_argument("--epochs", type=number(int), metavar="N", help="of each run")
+    parser.add_argument("--steps", type=number(int), metavar="T", help="time steps")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _teach(parser: Parser) -> None:
+    parser.add_argument(
+        "--data", metavar="D", help=f"{', '.join(DATA)}, or package.module:function"
+    )
+    parser.add_argument("--model", metavar="M", help=f"{_models()}; default: per data set")
+    parser.add_argument("--width", type=number(int), metavar="W", help="of the model")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="to start from: safetensors, npz, pt, pth"
+    )
+    _training(parser, "teach")
+
+
+def _distill(parser: Parser) -> None:
+    text = "a run folder, or a model name with --weights FILE"
+    parser.add_argument("--teacher", metavar="T", help=text)
+    parser.add_argument(
+        "--weights", metavar="FILE", help="of the teacher: safetensors, npz, pt, pth"
+    )
+    text = "default: the teacher's, with the same held-out part; or "
+    parser.add_argument(
+        "--data", metavar="D", help=f"{text}{', '.join(DATA)}, package.module:function"
+    )
+    parser.add_argument(
+        "--model", metavar="M", help=f"another student than the teacher's architecture: {_models()}"
+    )
+    text = "of --model, or of the teacher where no --model is given"
+    parser.add_argument("--width", type=number(int), metavar="W", help=text)
+    text = f"{', '.join(METHODS)}; default: {DEFAULT_METHOD}"
+    parser.add_argument("--method", metavar="M", default=DEFAULT_METHOD, help=text)
+    parser.add_argument("--steps", type=number(int), metavar="T", help="time steps; default: 4")
+    text = f"{', '.join(NEURONS)} or an import path; default: IF"
+    parser.add_argument("--neuron", metavar="N", help=text)
+    text = "how the gradient is taken: rate, bptt or an import path; default: rate"
+    parser.add_argument("--execute", metavar="E", help=text)
+    text = "converted (default) or scratch"
+    parser.add_argument("--start", metavar="S", help=text)
+    parser.add_argument("--calibrate", type=number(int), metavar="N", help="images for calibration")
+    parser.add_argument("--norm", metavar="train|frozen", help="batch norm; default: train")
+    _training(parser, "distill")
+
+
+def _models() -> str:
+    return f"{', '.join(MODELS)}, timm:NAME, torchvision:NAME or package.module:function"
+
+
+def _training(parser: Parser, verb: str) -> None:
+    """What `teach` and `distill` share."""
+    add = parser.add_argument
+    add("--out", metavar="RUN", help="run folder to write")
+    add("--resume", metavar="RUN", help="continue this run; needs no other flag")
+    add("--epochs", type=number(int), metavar="N", help="how often to see the data")
+    add("--batch", type=number(int), metavar="N", help="images per step")
+    add("--learning-rate", type=number(float), metavar="R", help="its largest value")
+    add("--precision", metavar="fp32|bf16", help="default: fp32")
+    add("--seed", type=number(int), metavar="N", help="default: 0")
+    text = "images held out of training; 0 for none"
+    add("--validation", type=number(int), metavar="N", help=text)
+    text = "folder of the data sets; default: SPIKELET_DATA or ~/.cache/spikelet"
+    add("--data-root", metavar="DIR", help=text)
+    add("--download", action="store_true", help="fetch data that are missing")
+    add("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+    add("--quiet", action="store_true", help="no progress")
+    parser.epilog = _epilog(verb)
+
+
+def _epilog(verb: str) -> str:
+    """How to override any leaf of the recipe."""
+    lines = ["Any other leaf of the recipe is a flag too, with dashes or underscores:"]
+    lines += textwrap.wrap(LEAVES, 92, initial_indent="  ", subsequent_indent="  ")
+    lines += ["An import path package.module:name is looked for in the current folder too."]
+    if verb == "teach":
+        lines += ["Such as --training.weight-decay 1e-4 --augment crop flip cutout"]
+        return "\n".join([*lines, "          --data.protocol batch5 --model.width 32"])
+    lines += [
+        "Such as --training.optimiser adamw --neuron.signed True --terms.logits.tau 4",
+        "        --terms.hybrid.weight 0.5 --neuron.surrogate.kind arctangent",
+        "        --terms.extra.kind my.package:Term --terms.extra.weight 2",
+        "        --data.protocol batch5 --augment crop flip cutout",
+        "",
+        "terms of each method (cross entropy is `ce`):",
+        *(f"  {name:10}{' '.join(terms)}" for name, terms in METHODS.items()),
+        f"kinds of terms: {', '.join(TERMS)}; of execute: {', '.join(EXECUTES)}",
+    ]
+    return "\n".join(lines)
+
+
+def _measure(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a finished run folder")
+    text = "steps: accuracy of the teacher, of the untrained conversion and of the student"
+    parser.add_argument("what", metavar="WHAT", nargs="?", default="steps", help=text)
+    text = "numbers of time steps, from one run; default: 1 to those of the training"
+    parser.add_argument("--steps", type=number(int), nargs="+", metavar="T", help=text)
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--data-root", metavar="DIR", help="where the data are now")
+    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _doctor(parser: Parser) -> None:
+    text = "folder of the data sets; default: SPIKELET_DATA or ~/.cache/spikelet"
+    parser.add_argument("--data-root", metavar="DIR", help=text)
+
+
+ADD = {
+    "demo": _demo,
+    "teach": _teach,
+    "distill": _distill,
+    "measure": _measure,
+    "doctor": _doctor,
+}

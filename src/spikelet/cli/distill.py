@@ -1,0 +1,99 @@
+"""`spikelet distill`: make a spiking student of a teacher."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikelet.cli.leaves import Leaf, overridden
+from spikelet.cli.runs import (
+    absolute,
+    data_spec,
+    device_of,
+    fresh,
+    holds_run,
+    leaves_of,
+    model_spec,
+    resolve_model,
+)
+from spikelet.errors import UserError, unknown
+from spikelet.recipe import METHODS, MODELS, Recipe, Spec, default_recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def teacher_spec(options: Namespace) -> Spec:
+    """The run folder, or the model with its weights, that teaches.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    name = options.teacher
+    if name is None:
+        raise UserError("--teacher", "it is missing", "name a run folder or a model with --weights")
+    if holds_run(Path(name)):
+        if options.weights is not None:
+            raise UserError("--weights", "a run folder brings its own", "leave the flag out")
+        return {"run": absolute(name)}
+    if ":" not in name and name not in MODELS:
+        if "/" in name or Path(name).exists():
+            fix = "make one with `spikelet teach --out`, or name a model with --weights FILE"
+            raise UserError(f"--teacher {name}", "there is no run in this folder", fix)
+        raise unknown("--teacher", name, [*MODELS, "timm:NAME", "torchvision:NAME"])
+    resolve_model("--teacher", name)
+    spec: Spec = {"kind": name}
+    if options.weights is not None:
+        spec["weights"] = absolute(options.weights)
+    if options.width is not None and options.model is None:
+        spec["width"] = options.width
+    return spec
+
+
+def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
+    """The recipe that the flags and leaves describe."""
+    if options.method not in METHODS:
+        raise unknown("--method", options.method, METHODS)
+    teacher = teacher_spec(options)
+    data = data_spec(options, _data_of(teacher))
+    model = None
+    if options.model is not None:
+        model = model_spec(options.model, options.width, data["kind"])
+    elif options.width is not None and "run" in teacher:
+        raise UserError("--width", "the student is made from the teacher's run", "add --model")
+    recipe = default_recipe("distill", data, options.method, teacher=teacher, model=model)
+    recipe = overridden(recipe, [*leaves_of(options), *leaves])
+    _require_weights(recipe.teacher or {})
+    return recipe
+
+
+def _data_of(teacher: Spec) -> Spec | None:
+    """The data that a teacher's run was trained on."""
+    if "run" not in teacher:
+        return None
+    from spikelet.train import read_recipe
+
+    recipe = read_recipe(teacher["run"])
+    if recipe.task != "teach":
+        raise UserError(f"--teacher {teacher['run']}", "it holds a student", "name an ANN's run")
+    return recipe.data
+
+
+def _require_weights(teacher: Spec) -> None:
+    """A model of ours or of a zoo knows nothing without weights; a function may bring its own."""
+    kind = teacher.get("kind", "")
+    known = kind in MODELS or kind.startswith(("timm:", "torchvision:"))
+    if known and not teacher.get("weights") and not teacher.get("pretrained"):
+        raise UserError(f"--teacher {kind}", "it is not trained", "add --weights FILE")
+
+
+def run(options: Namespace, leaves: Sequence[Leaf], console: Console) -> dict[str, Any]:
+    """Distil; the object for --json."""
+    out = fresh(options.out, "distill")
+    recipe = recipe_of(options, leaves)
+    device = device_of(options)
+    from spikelet.train import job
+
+    return job.distill(recipe, out, console=console, device=device)

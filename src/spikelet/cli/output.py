@@ -1,0 +1,106 @@
+"""What the command line prints: one JSON object or a table, and one sentence for an error."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from spikelet.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+SCHEMA = 1
+Row = Mapping[str, Any]
+
+
+def progress_console(quiet: bool) -> Console:
+    """Where progress and logs go: standard error, or nowhere."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=quiet)
+
+
+def output_console(stream: TextIO) -> Console:
+    """Where tables go without --json."""
+    from rich.console import Console
+
+    return Console(file=stream)
+
+
+def write_object(content: Mapping[str, Any], stream: TextIO) -> None:
+    """Write one JSON object with its schema; what is not a number becomes null."""
+    text = json.dumps(_finite({"schema": SCHEMA, **content}), allow_nan=False, default=str)
+    stream.write(text + "\n")
+    stream.flush()
+
+
+def _finite(value: Any) -> Any:
+    """The same data without infinities and NaN, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_error(error: UserError, as_json: bool, stream: TextIO) -> None:
+    """One sentence on standard error, and with --json the object on `stream`."""
+    print(sentence(error), file=sys.stderr)
+    if as_json:
+        parts = {"argument": error.argument, "message": error.message, "fix": error.fix}
+        write_object({"error": parts}, stream)
+
+
+def sentence(error: UserError) -> str:
+    """An error in one line."""
+    return " ".join(f"spikelet: {error}".split())
+
+
+def accuracy_table(rows: Sequence[Row]) -> Table:
+    """Rows of accuracy as one line a method and one column a number of time steps."""
+    from rich.table import Table
+
+    splits = sorted({str(row["split"]) for row in rows})
+    steps = sorted({row["steps"] for row in rows if row["steps"] is not None})
+    table = Table()
+    table.add_column("method", no_wrap=True)
+    columns = [None, *steps] if any(row["steps"] is None for row in rows) else list(steps)
+    for column in columns:
+        table.add_column("ANN" if column is None else f"T={column}", justify="right")
+    for key in dict.fromkeys((row["method"], row["seed"], row["split"]) for row in rows):
+        mine = {r["steps"]: r for r in rows if (r["method"], r["seed"], r["split"]) == key}
+        name = key[0] + (f" ({key[2]})" if len(splits) > 1 else "")
+        table.add_row(name, *(_percent(mine.get(column)) for column in columns))
+    return table
+
+
+def _percent(row: Row | None) -> str:
+    """A row's accuracy in per cent, with its deviation over seeds where there is one."""
+    if row is None:
+        return ""
+    value = f"{100 * row['accuracy']:.2f}"
+    return value if row.get("std") is None else f"{value} ± {100 * row['std']:.2f}"
+
+
+def show(console: Console, result: Mapping[str, Any]) -> None:
+    """The table of a result and where its files are."""
+    if result.get("rows"):
+        splits = sorted({str(row["split"]) for row in result["rows"]})
+        console.print(f"accuracy on {' and '.join(splits)} images, %", highlight=False)
+        console.print(accuracy_table(result["rows"]))
+    for name in ("run", "files"):
+        for place in _listed(result.get(name)):
+            console.print(place, markup=False, highlight=False, soft_wrap=True)
+
+
+def _listed(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [str(value)] if isinstance(value, str) else [str(each) for each in value]

@@ -1,0 +1,143 @@
+"""What `teach` and `distill` share: data specs, leaves behind flags, run folders, resuming."""
+
+from __future__ import annotations
+
+import inspect
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikelet.cli.leaves import Leaf
+from spikelet.errors import UserError
+from spikelet.recipe import DATA, MODELS, Recipe, Spec, resolve
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLACES = {
+    "epochs": "training.epochs",
+    "batch": "training.batch",
+    "learning_rate": "training.learning_rate",
+    "precision": "training.precision",
+    "seed": "seed",
+    "steps": "steps",
+    "start": "start",
+    "calibrate": "calibrate",
+    "norm": "norm",
+    "neuron": "neuron.kind",
+    "execute": "execute.kind",
+}
+FREE = {"resume", "json", "quiet", "device"}
+
+
+def leaves_of(options: Namespace) -> list[Leaf]:
+    """The fixed flags that stand for a leaf of the recipe."""
+    given = {name: getattr(options, name, None) for name in PLACES}
+    return [
+        Leaf(PLACES[name], (str(value),), f"--{name.replace('_', '-')}")
+        for name, value in given.items()
+        if value is not None
+    ]
+
+
+def data_spec(options: Namespace, known: Spec | None = None) -> Spec:
+    """The data that the flags name; those of `known` where they name the same, or none."""
+    kind = options.data or (known or {}).get("kind")
+    if kind is None:
+        raise UserError("--data", "it is missing", f"name one of {', '.join(DATA)}")
+    spec: Spec = dict(known) if known is not None and known["kind"] == kind else {"kind": kind}
+    takes = inspect.signature(resolve("--data", kind, DATA)).parameters
+    if options.validation is not None:
+        spec["validation"] = options.validation
+    if options.data_root is not None and "root" in takes:
+        spec["root"] = absolute(options.data_root)
+    if options.download and "download" in takes:
+        spec["download"] = True
+    return spec
+
+
+def model_spec(name: str | None, width: int | None, data: str) -> Spec | None:
+    """A model by name and width; a data set's own default where one or both are not given."""
+    from spikelet.models import default_model
+
+    if name is None and width is None:
+        return None
+    kind, usual = default_model(data)
+    kind, usual_width = (name, usual if name == kind else None) if name else (kind, usual)
+    resolve_model("--model", kind)
+    chosen = width if width is not None else usual_width
+    return {"kind": kind} if chosen is None else {"kind": kind, "width": chosen}
+
+
+def resolve_model(flag: str, kind: str) -> None:
+    """Raise for a name that is none of ours and no import path."""
+    if not kind.startswith(("timm:", "torchvision:")):
+        resolve(flag, kind, MODELS)
+
+
+def absolute(place: str) -> str:
+    """A path that still holds when the run is resumed from another folder."""
+    return str(Path(place).expanduser().resolve())
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder."""
+    return (folder / "recipe.json").exists() or (folder / "results.json").exists()
+
+
+def fresh(out: str | None, verb: str) -> Path:
+    """The folder to write a new run to."""
+    if out is None:
+        raise UserError("--out", "it is missing", "name the run folder to write, --out runs/NAME")
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {out}", "this is a file", "name a folder")
+    if holds_run(folder):
+        raise UserError(
+            f"--out {out}",
+            "it holds a run already",
+            f"continue it with `spikelet {verb} --resume {out}` or name another folder",
+        )
+    return folder
+
+
+def resumed(
+    options: Namespace, leaves: Sequence[Leaf], defaults: Mapping[str, Any], console: Console
+) -> dict[str, Any]:
+    """Continue a run by its own recipe; the results of a finished one are given again.
+
+    Raises:
+        UserError: if there is no run, or a flag would change its recipe.
+    """
+    from spikelet.train import job, read_json, read_recipe
+
+    run = Path(options.resume)
+    if not holds_run(run):
+        raise UserError(f"--resume {run}", "there is no run in this folder", "name a run folder")
+    changed = [f"--{k.replace('_', '-')}" for k, v in vars(options).items() if v != defaults[k]]
+    changed = [flag for flag in changed if flag.removeprefix("--") not in FREE]
+    for flag in [*changed, *(leaf.flag for leaf in leaves)]:
+        raise UserError(flag, "a resumed run keeps its recipe", "leave the flag out")
+    if (run / "results.json").exists():
+        console.print(f"{run} is finished", markup=False, highlight=False, soft_wrap=True)
+        return {**read_json(run / "results.json"), "run": str(run), "finished": True}
+    recipe: Recipe = read_recipe(run)
+    start = job.teach if recipe.task == "teach" else job.distill
+    return start(recipe, run, resume=True, console=console, device=device_of(options))
+
+
+def device_of(options: Namespace) -> str | None:
+    """The device asked for, if it is there."""
+    if options.device is None:
+        return None
+    import torch
+
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"--device {options.device}", f"it cannot be used ({reason})", "use cpu or leave it out"
+        ) from error
+    return str(options.device)

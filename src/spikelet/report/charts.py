@@ -1,0 +1,160 @@
+"""Charts as inline SVG whose colours follow the page, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from spikelet.errors import UserError
+
+Row = Mapping[str, Any]
+
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {
+    colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)
+}
+MARKERS = ("o", "s", "^", "D", "v", "P")
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "spikelet",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "ytick.left": False,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "errorbar.capsize": 2.5,
+}
+
+
+def series_of(rows: Sequence[Row]) -> dict[str, int]:
+    """Which of the six colours each method has, in order of appearance; the teacher has none."""
+    methods = dict.fromkeys(row["method"] for row in rows if row["method"] != "teacher")
+    return {method: number % len(SERIES) for number, method in enumerate(methods)}
+
+
+def accuracy_chart(rows: Sequence[Row], series: Mapping[str, int]) -> str:
+    """Accuracy in % over time steps, a line per method with deviations, and the teacher."""
+    with _drawing("accuracy", 3.3) as (axes, drawn):
+        for method, number in series.items():
+            mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["steps"])
+            shift = 1 + 0.022 * (number - (len(series) - 1) / 2)
+            axes.errorbar(
+                [row["steps"] * shift for row in mine],
+                [100 * row["accuracy"] for row in mine],
+                yerr=[100 * (row["std"] or 0) for row in mine],
+                color=SERIES[number],
+                marker=MARKERS[number],
+                label=method,
+            )
+        for row in rows:
+            if row["method"] == "teacher":
+                axes.axhline(
+                    100 * row["accuracy"], color=INK, ls=(0, (5, 3)), lw=1.2, label="teacher"
+                )
+        _steps_axis(axes, [row["steps"] for row in rows if row["steps"]])
+        axes.set_ylabel("accuracy, %")
+        axes.legend(loc="lower right")
+    return drawn[0]
+
+
+def difference_chart(comparisons: Sequence[Row], series: Mapping[str, int]) -> str:
+    """Differences in points with their intervals over time steps, a colour per control."""
+    controls = list(dict.fromkeys(row["versus"] for row in comparisons))
+    with _drawing("difference", 3.0) as (axes, drawn):
+        axes.axhline(0, color=INK, lw=1.2)
+        for place, versus in enumerate(controls):
+            mine = [row for row in comparisons if row["versus"] == versus]
+            number = series.get(versus)
+            shift = 1 + 0.07 * (place - (len(controls) - 1) / 2)
+            axes.errorbar(
+                [row["steps"] * shift for row in mine],
+                [100 * row["mean"] for row in mine],
+                yerr=[100 * (row["high"] - row["mean"]) for row in mine],
+                color=INK if number is None else SERIES[number],
+                marker="o" if number is None else MARKERS[number],
+                ls="none",
+                label=f"minus {versus}",
+            )
+        _steps_axis(axes, [row["steps"] for row in comparisons])
+        axes.set_ylabel("difference, points")
+        axes.legend(loc="best")
+    return drawn[0]
+
+
+def curve_chart(curves: Mapping[str, Sequence[float]], series: Mapping[str, int]) -> str:
+    """Validation accuracy in % over epochs, a line per method."""
+    with _drawing("curves", 2.7) as (axes, drawn):
+        for method, values in curves.items():
+            axes.plot(
+                range(1, len(values) + 1),
+                [100 * value for value in values],
+                color=SERIES[series.get(method, 0)],
+                label=method,
+            )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("validation accuracy, %")
+        axes.legend(loc="lower right")
+    return drawn[0]
+
+
+def _steps_axis(axes: Any, steps: Sequence[int]) -> None:
+    """Time steps on a logarithmic axis, each labelled as it is."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(set(steps)), [f"{t}" for t in sorted(set(steps))])
+    axes.minorticks_off()
+    axes.grid(False, axis="x")
+    axes.set_xlabel("time steps T")
+
+
+@contextmanager
+def _drawing(name: str, height: float) -> Iterator[tuple[Any, list[str]]]:
+    """Axes to draw on; afterwards the list holds the SVG. Matplotlib's settings are put back."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(
+            "report", "matplotlib is not installed", "run `pip install 'spikelet[report]'`"
+        ) from error
+    drawn: list[str] = []
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.4, height), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        yield axes, drawn
+        file = io.StringIO()
+        none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", metadata=none)
+    drawn.append(_inline(file.getvalue(), name))
+
+
+def _inline(svg: str, name: str) -> str:
+    """An SVG file as an element of the page: no prologue, own ids, its size and colours ours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg.strip()

@@ -1,0 +1,98 @@
+"""What a comparison shows, in numbers and in plain sentences; nothing more than it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from spikelet.measure import paired_interval
+
+Row = Mapping[str, Any]
+NOT_SHOWN = "no difference shown"
+
+
+def comparison(
+    method: str,
+    versus: str,
+    steps: int | None,
+    a: Sequence[float],
+    b: Sequence[float],
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """The paired difference of two methods' accuracies by seed, a - b, with its t interval.
+
+    Raises:
+        UserError: with fewer than two pairs.
+    """
+    mean, low, high = paired_interval(a, b, level)
+    numbers = {"mean": mean, "low": low, "high": high, "n": len(a), "level": level}
+    names = {"method": method, "versus": versus, "steps": steps}
+    return {**names, **numbers, "verdict": verdict(low, high)}
+
+
+def verdict(low: float, high: float) -> str:
+    """ "better", "worse" or, where the interval contains 0, "no difference shown"."""
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else NOT_SHOWN
+
+
+def sentences(rows: Sequence[Row], comparisons: Sequence[Row], default: str) -> list[str]:
+    """The findings about the method `default`, one sentence each."""
+    teacher = next((row for row in rows if row["method"] == "teacher"), None)
+    own = [row for row in rows if row["method"] == default]
+    found = []
+    if teacher is not None:
+        found.append(
+            f"The teacher, an ordinary network, answers {percent(teacher['accuracy'])} of the "
+            f"{teacher['split']} images correctly{_spread(teacher)}."
+        )
+    if own:
+        parts = [f"{percent(row['accuracy'])} at T = {row['steps']}" for row in own]
+        found.append(f"The spiking student trained with {default} reaches {listed(parts)}.")
+    found += [_against(default, versus, comparisons) for versus in _versus(comparisons)]
+    if own and not comparisons:
+        found.append("One run gives no interval, so nothing is claimed about differences.")
+    return found
+
+
+def percent(share: float) -> str:
+    """0.9642 as "96.4 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def points(difference: float) -> str:
+    """0.0123 as "+1.2"."""
+    value = round(100 * difference, 1)
+    return "0.0" if value == 0 else f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def listed(parts: Iterable[str]) -> str:
+    """Words joined as in a sentence: "a, b and c"."""
+    *front, last = parts
+    return f"{', '.join(front)} and {last}" if front else last
+
+
+def _versus(comparisons: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["versus"] for row in comparisons))
+
+
+def _spread(row: Row) -> str:
+    if row["std"] is None:
+        return ""
+    return f" (mean of {row['n']} seeds, standard deviation {100 * row['std']:.1f} points)"
+
+
+def _against(default: str, versus: str, comparisons: Sequence[Row]) -> str:
+    """One sentence about a control: where better, where worse, where nothing is shown."""
+    mine = [row for row in comparisons if row["versus"] == versus]
+    parts = [_shown(row) for row in mine if row["verdict"] != NOT_SHOWN]
+    silent = [f"{row['steps']}" for row in mine if row["verdict"] == NOT_SHOWN]
+    if silent:
+        parts.append(f"{NOT_SHOWN} at T = {listed(silent)}")
+    return f"Against {versus}, {default}: {'; '.join(parts)}."
+
+
+def _shown(row: Row) -> str:
+    level = f"{100 * row['level']:.0f} % interval {points(row['low'])} to {points(row['high'])}"
+    return f"{row['verdict']} at T = {row['steps']} ({points(row['mean'])} points, {level})"
