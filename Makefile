@@ -6,7 +6,6 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-BENCH ?= train
 
 # the first Python that works, unless the caller names one: make test PYTHON=python3.12
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
@@ -39,8 +38,8 @@ types: setup  ## mypy on src
 package: setup  ## build sdist and wheel, import the wheel in a clean environment
 	$(BIN)/python tests/check_package.py
 
-bench: setup  ## one benchmark: make bench BENCH=train|memory|infer|accuracy
-	$(BIN)/spikelet bench $(BENCH)
+bench: setup  ## time and memory of one training step: ANN, rate, bptt; run it on an idle machine
+	$(BIN)/python benchmarks/engine.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

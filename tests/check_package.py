@@ -73,7 +73,7 @@ def import_clean(wheel: Path, folder: Path) -> None:
     run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder)
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     run(python, "-I", "-c", IMPORT_ALL, str(environment), cwd=folder)
-    if (ROOT / "src" / "spikelet" / "cli.py").exists():
+    if (ROOT / "src" / "spikelet" / "cli").exists():
         run(environment / "bin" / "spikelet", "--help", cwd=folder)
 
 

@@ -426,7 +426,7 @@ def test_incomplete_test_batch_is_said_and_can_be_refused(folders):
         data.cifar10(root=folders, validation=5, test="jpeg")
     sentence(caught)
     with pytest.raises(UserError, match="batch5"):
-        data.cifar10(root=folders, protocol="batch6")
+        loaded("cifar10", {"protocol": "batch6"}, "", folders)
     inside = data.cifar10(root=folders / "cifar-10-batches-py", validation=5)
     assert inside.hashes == data.cifar10(root=folders, validation=5).hashes
 

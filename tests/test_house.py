@@ -36,7 +36,7 @@ LAYERS = (
 LAYER = {unit: level for level, units in enumerate(LAYERS) for unit in units.split()}
 
 needs_cli = pytest.mark.skipif(
-    not (SOURCE / "cli.py").exists(), reason="src/spikelet/cli.py is not written yet"
+    not (SOURCE / "cli").exists(), reason="src/spikelet/cli.py is not written yet"
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 
 import numpy as np
 import pytest
@@ -231,6 +232,8 @@ def test_names_and_options_that_do_not_work(name, options, message):
 def test_models_of_the_zoos():
     model = models.build_model("torchvision:resnet18", classes=7, channels=3, size=32, seed=0)
     assert model.fc.out_features == 7
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
     model = models.build_model("timm:resnet18", classes=7, channels=1, size=32, seed=0)
     assert model.conv1.in_channels == 1
 

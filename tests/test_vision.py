@@ -43,6 +43,11 @@ def test_a_missing_package_is_one_sentence(monkeypatch, open_package, name):
     assert "\n" not in str(caught.value)
 
 
+with_timm = pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason="timm is not installed"
+)
+
+
 def paired_steps(model: nn.Module, other: nn.Module, images: torch.Tensor) -> None:
     """Two training forwards, then one in eval mode: outputs and running statistics agree."""
     for one in (model, other):
@@ -65,6 +70,7 @@ def fused(model: nn.Module) -> int:
     return sum(type(module).__name__ in kinds for module in model.modules())
 
 
+@with_timm
 @pytest.mark.parametrize(
     ("name", "uses"),
     [
@@ -75,8 +81,7 @@ def fused(model: nn.Module) -> int:
     ],
 )
 def test_plain_equals_the_original_and_its_trace_switches_modes(name, uses):
-    timm = pytest.importorskip("timm") if "timm" in sys.modules else vision.timm()
-    model = timm.create_model(name, num_classes=5)
+    model = vision.timm().create_model(name, num_classes=5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     rewritten = vision.plain(model)
     assert (fused(model) > 0) is uses
@@ -108,6 +113,7 @@ class Fused(nn.Module):
         return self.mlp(self.quiet(self.norm(x)))
 
 
+@with_timm
 def test_plain_rewrites_shared_nested_and_cumulative_layers():
     vision.timm()
     model = Fused()

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from spikelet.execute import ann as ann
     from spikelet.execute import bptt as bptt
     from spikelet.execute import rate as rate
-    from spikelet.inspect import inspect as inspect
     from spikelet.neuron import IF as IF
     from spikelet.neuron import LIF as LIF
     from spikelet.recipe import Recipe as Recipe
@@ -40,7 +39,6 @@ _PUBLIC = {
     "IF": "spikelet.neuron:IF",
     "LIF": "spikelet.neuron:LIF",
     "convert": "spikelet.convert:convert",
-    "inspect": "spikelet.inspect:inspect",
     "ann": "spikelet.execute:ann",
     "bptt": "spikelet.execute:bptt",
     "rate": "spikelet.execute:rate",

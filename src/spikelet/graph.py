@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from spikelet.errors import UserError, unknown
+from spikelet.vision import plain as plain_layers
 
 Rule = Callable[[fx.Node, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -46,13 +47,18 @@ MAX_POOL_FUNCTIONS = (F.max_pool2d, F.max_pool1d, F.adaptive_max_pool2d, torch.m
 def capture(model: nn.Module) -> fx.GraphModule:
     """A copy of a model as a graph in normal form; a graph in normal form is only copied.
 
+    It is traced in eval mode, so what a model does in training only (stochastic depth) is left
+    out; dropout and batch norm keep both modes.
+
     Raises:
         UserError: if torch.fx cannot trace the model.
     """
     if isinstance(model, fx.GraphModule) and "moved" in model.meta:
         return copy.deepcopy(model)
+    source = plain_layers(model)
+    modes = {path: module.training for path, module in source.named_modules()}
     try:
-        net = fx.symbolic_trace(copy.deepcopy(model))
+        net = fx.symbolic_trace(source.eval())
     except Exception as error:  # fx raises many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -67,6 +73,8 @@ def capture(model: nn.Module) -> fx.GraphModule:
     _pool_before_activation(net)
     net.graph.lint()
     net.recompile()
+    for path, module in net.named_modules():
+        module.training = modes.get(path, model.training)
     return net
 
 

@@ -35,7 +35,6 @@ ONE = {"data": DATA, "model": MODELS, "teacher": MODELS, "neuron": NEURONS}
 ONE |= {"execute": EXECUTES, "encode": ENCODERS}
 MANY = {"terms": TERMS, "augment": AUGMENTS}
 NESTED = {"surrogate": SURROGATES, "neuron": NEURONS}
-NO_CHANGE = {"kind": "flip", "probability": 0.0}  # no list at all means the data set's own
 ZOOS = ("timm:", "torchvision:")
 
 
@@ -88,7 +87,7 @@ def _place(fields: dict[str, Any], leaf: Leaf) -> None:
     head, *rest = leaf.path.split(".")
     if head == "augment" and not rest:
         kinds = () if leaf.words == ("none",) else leaf.words
-        fields["augment"] = [{"kind": kind} for kind in kinds] or [NO_CHANGE]
+        fields["augment"] = [{"kind": kind} for kind in kinds]
     elif head == "training" and len(rest) == 1:
         fields["training"][rest[0]] = _value(leaf, "training", Training, rest[0])
     elif head in ONE and rest:
@@ -113,8 +112,8 @@ def _nowhere(head: str, leaf: Leaf) -> UserError:
 
 def _member(holder: Any, name: str, leaf: Leaf, new: bool) -> tuple[Any, Any]:
     """A term by its name or an augmentation by its number; a new term may be given a kind."""
-    if isinstance(holder, list):
-        numbers = [str(index) for index in range(len(holder))]
+    if holder is None or isinstance(holder, list):
+        numbers = [str(index) for index in range(len(holder or []))]
         if name not in numbers:
             if not numbers:
                 fix = "name them first, such as --augment crop flip"

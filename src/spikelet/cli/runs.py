@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -91,8 +92,10 @@ def fresh(out: str | None, verb: str) -> Path:
     if out is None:
         raise UserError("--out", "it is missing", "name the run folder to write, --out runs/NAME")
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {out}", "this is a file", "name a folder")
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        what = "is not writable" if nearest.is_dir() else "is a file"
+        raise UserError(f"--out {out}", f"{nearest} {what}", "name another folder")
     if holds_run(folder):
         raise UserError(
             f"--out {out}",

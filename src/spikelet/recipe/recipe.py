@@ -81,7 +81,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run. `teacher` is `{"run": folder}` or a model spec; `calibrate` counts images."""
+    """A whole run. `teacher` is `{"run": folder}` or a model spec; `calibrate` counts images.
+
+    `augment` is None for the data set's own augmentations.
+    """
 
     task: Literal["teach", "distill"]
     data: Spec
@@ -98,7 +101,7 @@ class Recipe:
     norm: Literal["train", "frozen"] = "train"
     training: Training = field(default_factory=Training)
     seed: int = 0
-    augment: list[Spec] = field(default_factory=list)
+    augment: list[Spec] | None = None
 
     def __post_init__(self) -> None:
         for name in ("task", "start", "norm"):
@@ -119,7 +122,8 @@ class Recipe:
             ("encode", self.encode, ENCODERS),
         ]
         specs += [(f"terms.{name}", spec, TERMS) for name, spec in self.terms.items()]
-        specs += [(f"augment.{index}", spec, AUGMENTS) for index, spec in enumerate(self.augment)]
+        augments = enumerate(self.augment or [])
+        specs += [(f"augment.{index}", spec, AUGMENTS) for index, spec in augments]
         if self.model is not None:
             specs.append(("model", self.model, MODELS))
         if self.teacher is not None and "run" not in self.teacher:

@@ -110,7 +110,7 @@ def select(argument: str, on: str | Sequence[str], pairs: Pairs) -> tuple[Pair, 
     """
     if isinstance(on, str):
         known = {"last": pairs[-1:], "all": pairs, "inner": pairs[:-1]}
-        if on not in known and not any(c in on for c in "._="):
+        if on not in known and on not in dict(pairs) and not any(c in on for c in "._="):
             raise unknown(argument, on, known)
         chosen = known.get(on)
         if chosen is None:

@@ -43,6 +43,7 @@ from spikelet.train.run import card, digest, env, read_json, write_json, write_r
 
 EVALUATION_BATCH = 250
 HEALTH_IMAGES = 250
+ZOO_CLASSES = 1000
 BEST_FILE = "selected.safetensors"
 
 
@@ -190,7 +191,15 @@ def teacher_of(recipe: Recipe, place: Place, dataset: Dataset) -> Loaded:
             )
     else:
         description = describe(spec, dataset, recipe.seed)
-        if not description.get("weights") and not description.get("pretrained"):
+        own = ":" in spec["kind"] and not spec["kind"].startswith(("timm:", "torchvision:"))
+        if description.get("pretrained") and len(dataset.classes) != ZOO_CLASSES:
+            raise UserError(
+                f"teacher = {spec['kind']}",
+                f"its published weights know {ZOO_CLASSES} classes, the data {dataset.name} has "
+                f"{len(dataset.classes)}",
+                "fine-tune it first with `spikelet teach` and name that run",
+            )
+        if not own and not description.get("weights") and not description.get("pretrained"):
             raise UserError(
                 f"teacher = {spec['kind']}", "it has no weights", "add weights or name a run"
             )
@@ -289,7 +298,7 @@ def _train(
     recipe: Recipe, place: Place, dataset: Dataset, distiller: Distiller, score: Any, layers: Any
 ) -> dict[str, Any]:
     """Trains; returns the test accuracy at the epoch that validation would have chosen."""
-    specs = recipe.augment or [dict(spec) for spec in dataset.augment]
+    specs = [dict(spec) for spec in dataset.augment] if recipe.augment is None else recipe.augment
     augment = [build(f"augment.{i}", spec, AUGMENTS) for i, spec in enumerate(specs)]
     batches = Batches(
         dataset.train, dataset, recipe.training.batch, augment, recipe.seed, place.device

@@ -1,0 +1,506 @@
+"""The command line as scripts see it: JSON keys, exit codes, one sentence for each mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed: no digits")
+
+from spikelet.cli import main
+from spikelet.cli.leaves import Leaf, overridden, split
+from spikelet.data import Dataset, Split, digits
+from spikelet.errors import UserError
+from spikelet.recipe import METHODS, Recipe, default_recipe
+
+ROW = {"method", "steps", "accuracy", "std", "n", "seed", "split"}
+FEW = ("--data", "test_cli:few", "--model", "small-cnn", "--width", "4", "--epochs", "1")
+
+
+def few(validation: int = 20) -> Dataset:
+    """A user's own data set: few images of digits."""
+    every = digits(train=100, validation=validation)
+    test = every.test.at(torch.arange(100))
+    return dataclasses.replace(every, name="few", test=test)
+
+
+def five() -> Dataset:
+    """A user's own data set with five of the ten digits."""
+
+    def kept(part: Split) -> Split:
+        return part.at((part.labels < 5).nonzero()[:, 0])
+
+    every = few()
+    parts = {"train": kept(every.train), "test": kept(every.test), "validation": None}
+    return dataclasses.replace(every, name="five", classes=every.classes[:5], **parts)
+
+
+def segmenter(classes: int, channels: int) -> torch.nn.Module:
+    """A user's own model, which answers with a map, not with logits."""
+    return torch.nn.Conv2d(channels, classes, 1)
+
+
+def quiet(*words: str) -> int:
+    """Run a command, its exit status alone."""
+    return main([*words, "--quiet"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The networks are tiny: more threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a teacher after one epoch."""
+    run = tmp_path_factory.mktemp("cli") / "teacher"
+    assert quiet("teach", *FEW, "--out", str(run)) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def student(teacher: Path) -> Path:
+    """The run of a student for two time steps after one epoch."""
+    run = teacher.with_name("student")
+    flags = ("--steps", "2", "--epochs", "1", "--neuron.signed", "True")
+    flags += ("--terms.hybrid.weight", "0.5", "--seed", "3", "--calibrate", "32")
+    assert quiet("distill", "--teacher", str(teacher), "--out", str(run), *flags) == 0
+    return run
+
+
+def only_object(text: str) -> dict[str, Any]:
+    """Standard output, which must be one JSON object with its schema."""
+    assert len(text.strip().splitlines()) == 1, text
+    content = json.loads(text)
+    assert content["schema"] == 1
+    return content
+
+
+# ---- help -------------------------------------------------------------------------------------
+
+
+def test_help_of_every_verb_is_quick_and_loads_no_torch() -> None:
+    code = """
+import sys, time
+from spikelet.cli import main
+from spikelet.cli.arguments import VERBS
+assert main(["--help"]) == 0
+for verb in VERBS:
+    assert main([verb, "--help"]) == 0
+heavy = [name for name in ("torch", "numpy", "pydantic", "rich") if name in sys.modules]
+print(heavy, time.process_time() < 0.5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[] True"
+
+
+def test_help_of_distill_names_methods_data_and_leaves(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", "--help"]) == 0
+    text = capsys.readouterr().out
+    for word in (*METHODS, "digits", "cifar10", "timm:NAME", "--terms.hybrid.weight", "LIF"):
+        assert word in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("spikelet ")
+
+
+# ---- what is written --------------------------------------------------------------------------
+
+
+def test_teach_writes_one_object(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    words = ["teach", "--data", "digits", "--epochs", "1", "--validation", "20"]
+    assert main([*words, "--seed", "5", "--batch", "64", "--out", str(run), "--json"]) == 0
+    out, err = capfd.readouterr()
+    content = only_object(out)
+    assert content["run"] == str(run)
+    (row,) = content["rows"]
+    assert set(row) >= ROW
+    assert (row["method"], row["steps"], row["std"], row["n"]) == ("teacher", None, None, 1)
+    assert (row["seed"], row["split"]) == (5, "test")
+    assert "epoch 1/1" in err
+    recipe = json.loads((run / "recipe.json").read_text())
+    assert recipe["training"]["batch"] == 64
+    assert recipe["data"] == {"kind": "digits", "validation": 20}
+
+
+def test_distill_writes_teacher_conversion_and_student(student: Path) -> None:
+    rows = json.loads((student / "results.json").read_text())["rows"]
+    found = [(row["method"], row["steps"]) for row in rows]
+    assert found == [
+        ("teacher", None),
+        *(("convert", 1), ("convert", 2)),
+        *(("hybrid", 1), ("hybrid", 2)),
+    ]
+    assert all(set(row) >= ROW and row["split"] == "test" for row in rows)
+
+
+def test_distill_takes_data_of_its_teacher_and_leaves(teacher: Path, student: Path) -> None:
+    recipe = json.loads((student / "recipe.json").read_text())
+    assert recipe["data"] == {"kind": "test_cli:few"}
+    assert recipe["neuron"] == {"kind": "IF", "signed": True}
+    assert recipe["terms"]["hybrid"] == {"kind": "hybrid", "weight": 0.5}
+    assert recipe["teacher"] == {"run": str(teacher)}
+    assert (recipe["seed"], recipe["steps"], recipe["calibrate"]) == (3, 2, 32)
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_measure_writes_one_object(
+    part: str, student: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["measure", str(student), "steps", "--steps", "1", "3", "--split", part, "--json"]
+    assert main(words) == 0
+    content = only_object(capfd.readouterr().out)
+    found = [(row["method"], row["steps"]) for row in content["rows"]]
+    assert found[0] == ("teacher", None)
+    assert found[1:] == [(name, t) for name in ("convert", "hybrid") for t in (1, 3)]
+    assert all(set(row) >= ROW and row["split"] == part for row in content["rows"])
+
+
+def test_measure_repeats_the_results(student: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", str(student), "--json", "--quiet"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    stored = json.loads((student / "results.json").read_text())["rows"]
+    kept = [{name: row[name] for name in ROW} for row in stored]
+    assert only_object(out)["rows"] == kept
+
+
+def test_measure_of_a_teacher_shows_a_table(
+    teacher: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["measure", str(teacher), "steps"]) == 0
+    out, _ = capfd.readouterr()
+    assert "teacher" in out
+    assert "ANN" in out
+
+
+def test_demo_passes_on(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    demo = pytest.importorskip("spikelet.demo", reason="spikelet.demo is not written yet")
+
+    def run(out: Path, seeds: int, console: Any, **overrides: Any) -> dict[str, Any]:
+        print("something a library prints")
+        epochs = {name: each.epochs for name, each in overrides.items()}
+        return {"run": str(out), "rows": [], "seeds": seeds, **epochs}
+
+    monkeypatch.setattr(demo, "run", run)
+    assert main(["demo", "--out", "here", "--seeds", "2", "--epochs", "1", "--json"]) == 0
+    out, err = capfd.readouterr()
+    expected = {"schema": 1, "run": "here", "rows": [], "seeds": 2, "teach": 1, "distill": 1}
+    assert only_object(out) == expected
+    assert "something a library prints" in err
+
+
+# ---- mistakes ---------------------------------------------------------------------------------
+
+MISTAKES = {
+    "verb": (["tech"], "teach"),
+    "flag": (["teach", "--data", "digits", "--lerning-rate", "1"], "--learning-rate"),
+    "number": (["teach", "--data", "digits", "--epochs", "x"], "--epochs"),
+    "out is missing": (["teach", "--data", "digits"], "--out"),
+    "data is missing": (["teach", "--out", "OUT"], "--data"),
+    "data": (["teach", "--data", "digitz", "--out", "OUT"], "digits"),
+    "model": (["teach", "--data", "digits", "--model", "resnet81", "--out", "OUT"], "resnet18"),
+    "data folder": (["teach", "--data", "mnist", "--data-root", "NO", "--out", "OUT"], "download"),
+    "weights": (
+        ["teach", "--data", "digits", "--weights", "NO.pt", "--out", "OUT"],
+        "no such file",
+    ),
+    "device": (["teach", "--data", "digits", "--out", "OUT", "--device", "cuda:9"], "--device"),
+    "leaf": (["teach", "--data", "digits", "--out", "OUT", "--training.cli", "1"], "clip"),
+    "place": (["teach", "--data", "digits", "--out", "OUT", "--trainin.clip", "1"], "training"),
+    "teacher is missing": (["distill", "--out", "OUT"], "--teacher"),
+    "teacher": (["distill", "--teacher", "runs/nothing", "--out", "OUT"], "no run"),
+    "teacher file": (
+        [
+            "distill",
+            "--teacher",
+            "resnet20",
+            "--weights",
+            "NO.pt",
+            "--data",
+            "digits",
+            "--out",
+            "OUT",
+        ],
+        "no such file",
+    ),
+    "untrained": (
+        ["distill", "--teacher", "resnet20", "--data", "digits", "--out", "OUT"],
+        "weights",
+    ),
+    "steps": (["distill", "--teacher", "TEACHER", "--steps", "0", "--out", "OUT"], "steps"),
+    "method": (["distill", "--teacher", "TEACHER", "--method", "hybird", "--out", "OUT"], "hybrid"),
+    "neuron": (["distill", "--teacher", "TEACHER", "--neuron", "ILF", "--out", "OUT"], "LIF"),
+    "execute": (["distill", "--teacher", "TEACHER", "--execute", "rat", "--out", "OUT"], "rate"),
+    "term": (
+        ["distill", "--teacher", "TEACHER", "--terms.hybrit.tau", "4", "--out", "OUT"],
+        "hybrid",
+    ),
+    "field": (
+        ["distill", "--teacher", "TEACHER", "--terms.hybrid.wieght", "4", "--out", "OUT"],
+        "weight",
+    ),
+    "value": (
+        ["distill", "--teacher", "TEACHER", "--terms.hybrid.weight", "much", "--out", "OUT"],
+        "number",
+    ),
+    "out is in a file": (["teach", "--data", "digits", "--out", "FILE"], "is a file"),
+    "run exists": (["teach", "--data", "digits", "--out", "TEACHER"], "--resume"),
+    "student teaches": (["distill", "--teacher", "STUDENT", "--out", "OUT"], "student"),
+    "measure": (["measure", "STUDENT", "stepz"], "steps"),
+    "measure nothing": (["measure", "NO"], "run"),
+    "measure no steps": (["measure", "STUDENT", "--steps", "0"], "1 or more"),
+    "resume nothing": (["distill", "--resume", "NO"], "no run"),
+    "resume another": (["distill", "--resume", "STUDENT", "--epochs", "9"], "--epochs"),
+    "resume a leaf": (
+        ["distill", "--resume", "STUDENT", "--training.clip", "1"],
+        "--training.clip",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_one_sentence(
+    name: str, teacher: Path, student: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words, expected = MISTAKES[name]
+    out = tmp_path / "out"
+    places = {"TEACHER": str(teacher), "STUDENT": str(student), "OUT": str(out)}
+    places |= {
+        "FILE": str(Path(__file__) / "out"),
+        "NO": str(tmp_path / "no"),
+        "NO.pt": str(tmp_path / "no.pt"),
+    }
+    before = sorted(path.name for path in teacher.iterdir())
+    assert main([*(places.get(word, word) for word in words), "--json"]) == 2
+    printed, err = capfd.readouterr()
+    error = only_object(printed)["error"]
+    assert set(error) == {"argument", "message", "fix"}
+    assert expected in f"{error['argument']} {error['message']} {error['fix']}"
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("spikelet: ")
+    assert not out.exists()
+    assert before == sorted(path.name for path in teacher.iterdir())
+
+
+def sentence(capfd: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """What a command that must exit with 2 says."""
+    assert main([*map(str, words)]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    return err.strip().splitlines()[-1]
+
+
+def test_class_counts_differ(
+    teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("distill", "--teacher", teacher, "--data", "test_cli:five", "--out", tmp_path / "out")
+    said = sentence(capfd, *words)
+    assert "10 classes" in said
+    assert "5" in said
+
+
+def test_teacher_is_no_classifier(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    torch.save({"weight": torch.zeros(10, 1, 1, 1), "bias": torch.zeros(10)}, tmp_path / "w.pt")
+    words = ("distill", "--teacher", "test_cli:segmenter", "--weights", tmp_path / "w.pt")
+    said = sentence(capfd, *words, "--data", "digits", "--out", tmp_path / "out")
+    assert "classifier" in said
+    assert "(2, 10)" in said
+
+
+def test_cut_inside_a_residual_block(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "teacher")
+    words = ("--model", "resnet20", "--width", "1", "--epochs", "0")
+    assert quiet("teach", *FEW, *words, "--out", run) == 0
+    capfd.readouterr()
+    words = ("distill", "--teacher", run, "--terms.hybrid.on", "layer1.1.relu1", "--steps", "1")
+    said = sentence(capfd, *words, "--calibrate", "4", "--out", tmp_path / "out")
+    assert "goes around" in said
+
+
+def test_loss_that_is_not_finite(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ("teach", *FEW, "--batch", "8", "--learning-rate", "1e30")
+    said = sentence(capfd, *words, "--out", tmp_path / "out")
+    assert "not finite" in said
+    assert "lower it" in said
+
+
+def test_defect_is_told_as_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from spikelet.train import job
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("not the user's fault")
+
+    monkeypatch.setattr(job, "teach", broken)
+    assert main(["teach", "--data", "digits", "--out", str(tmp_path / "out"), "--json"]) == 1
+    out, err = capfd.readouterr()
+    assert "Traceback" in err
+    assert only_object(out)["error"]["message"] == "not the user's fault"
+
+
+# ---- stopping and resuming --------------------------------------------------------------------
+
+
+def test_resume_of_a_finished_run_says_so(student: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", "--resume", str(student), "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert "is finished" in err
+    assert only_object(out)["rows"] == json.loads((student / "results.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_run_can_be_resumed(
+    number: signal.Signals, status: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["teach", *FEW, "--epochs", "30"]
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        thread = after(lambda: lines_of(run) > 0, lambda: os.kill(os.getpid(), number))
+        assert main([*words, "--out", str(run)]) == status
+        thread.join()
+    finally:
+        signal.signal(number, before)
+    assert f"spikelet teach --resume {run}" in capfd.readouterr().err
+    assert main(["teach", "--resume", str(run), "--json"]) == 0
+    assert only_object(capfd.readouterr().out)["rows"][0]["method"] == "teacher"
+    assert lines_of(run) == 30
+
+
+def lines_of(run: Path) -> int:
+    """Epochs that a run has written down."""
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def after(ready: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
+    """A thread that acts as soon as something is so, within half a minute."""
+
+    def watch() -> None:
+        for _ in range(6000):
+            if ready():
+                act()
+                return
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+# ---- leaves -----------------------------------------------------------------------------------
+
+
+def set_leaves(text: str, task: str = "distill") -> Recipe:
+    """A default recipe on digits with the leaves of a command line."""
+    rest, leaves = split(text.split())
+    assert rest == []
+    model = {"kind": "small-cnn", "width": 16}
+    return overridden(default_recipe(task, {"kind": "digits"}, model=model), leaves)
+
+
+@pytest.mark.parametrize(
+    ("text", "read", "expected"),
+    [
+        ("--training.learning-rate 0.5", lambda r: r.training.learning_rate, 0.5),
+        ("--training.learning_rate=0.5", lambda r: r.training.learning_rate, 0.5),
+        ("--training.clip none", lambda r: r.training.clip, None),
+        ("--training.ema 0.9", lambda r: r.training.ema, 0.9),
+        ("--training.tensorboard", lambda r: r.training.tensorboard, True),
+        ("--training.optimiser adamw", lambda r: r.training.optimiser, "adamw"),
+        ("--neuron.threshold 2", lambda r: r.neuron, {"kind": "IF", "threshold": 2.0}),
+        ("--neuron.initial -1", lambda r: r.neuron, {"kind": "IF", "initial": -1.0}),
+        ("--neuron.kind LIF", lambda r: r.neuron, {"kind": "LIF"}),
+        (
+            "--neuron.surrogate.alpha 3 --neuron.surrogate.kind sigmoid",
+            lambda r: r.neuron["surrogate"],
+            {"kind": "sigmoid", "alpha": 3.0},
+        ),
+        (
+            "--neuron.surrogate triangle",
+            lambda r: r.neuron["surrogate"],
+            {"kind": "triangle"},
+        ),
+        ("--terms.logits.tau 4", lambda r: r.terms["logits"]["tau"], 4.0),
+        (
+            "--terms.hybrid.on layer1 layer2",
+            lambda r: r.terms["hybrid"]["on"],
+            ["layer1", "layer2"],
+        ),
+        ("--terms.hybrid.on all", lambda r: r.terms["hybrid"]["on"], "all"),
+        ('--terms.hybrid.on ["layer1"]', lambda r: r.terms["hybrid"]["on"], ["layer1"]),
+        (
+            "--terms.extra.weight 2 --terms.extra.kind affine",
+            lambda r: r.terms["extra"],
+            {"kind": "affine", "weight": 2.0},
+        ),
+        ("--execute.kind bptt", lambda r: r.execute, {"kind": "bptt"}),
+        ("--execute.divide-by-steps yes", lambda r: r.execute["divide_by_steps"], True),
+        ("--model.width 8", lambda r: r.model["width"], 8),
+        ("--data.train 100", lambda r: r.data["train"], 100),
+        (
+            "--augment crop flip --augment.0.padding 2",
+            lambda r: r.augment,
+            [{"kind": "crop", "padding": 2}, {"kind": "flip"}],
+        ),
+        ("--augment none", lambda r: r.augment, []),
+    ],
+)
+def test_leaf_is_set(text: str, read: Callable[[Recipe], Any], expected: Any) -> None:
+    found = read(set_leaves(text))
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("--neuron.tresh 1", "threshold"),
+        ("--neuron.surrogate.kind arctan", "arctangent"),
+        ("--neuron.surrogate.alpha 2", "--neuron.surrogate.kind"),
+        ("--terms.other.weight 2", "choose one of ce, hybrid, logits"),
+        ("--terms.logits", "--terms.NAME.FIELD"),
+        ("--training.optimiser adam", "adamw"),
+        ("--training.epochs 1.5", "integer"),
+        ("--execute.net 3", "not known"),
+        ("--augment crop --augment.7.padding 3", "7"),
+        ("--augment.0.padding 3", "--augment crop flip"),
+        ("--teacher.width 3", "--teacher.kind"),
+        ("--model.depth 3", "not known"),
+        ("--steps.more 3", "not known"),
+    ],
+)
+def test_wrong_leaf_is_one_sentence(text: str, said: str) -> None:
+    with pytest.raises(UserError) as raised:
+        _, leaves = split(text.split())
+        leaves = leaves or [Leaf(text.split()[0][2:], (), text.split()[0])]
+        model = {"kind": "small-cnn", "width": 16}
+        overridden(default_recipe("distill", {"kind": "digits"}, model=model), leaves)
+    assert said in str(raised.value)
+
+
+def test_leaf_of_a_users_own_function() -> None:
+    recipe = default_recipe("distill", {"kind": "test_cli:five"})
+    with pytest.raises(UserError, match="remove it"):
+        overridden(recipe, [Leaf("data.train", ("3",), "--data.train")])

@@ -1,0 +1,110 @@
+"""The signatures of the nouns, word for word: a promise that changes with a log entry only."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+
+import pytest
+
+import spikelet
+from spikelet.encode import Direct
+from spikelet.neuron import LIF, Neuron, Scan
+from spikelet.terms import Affine, CrossEntropy, Hybrid, Logits, Relation
+from spikelet.terms.term import Binding, Reads, Step, Term
+from spikelet.trace import FIELDS, Tap, Trace
+
+
+def signature(function: Callable) -> str:
+    """Names, kinds and defaults of the parameters, without their types."""
+    given = inspect.signature(function)
+    empty = inspect.Parameter.empty
+    plain = [p.replace(annotation=empty) for p in given.parameters.values()]
+    return str(given.replace(parameters=plain, return_annotation=inspect.Signature.empty))
+
+
+SIGNATURES = {
+    "Neuron": "(threshold=1.0, initial=0.0, learn_threshold=False)",
+    "Neuron.start": "(self, current)",
+    "Neuron.step": "(self, state, current)",
+    "Neuron.forward": "(self, currents)",
+    "IF": (
+        "(threshold=1.0, initial=0.0, learn_threshold=False, reset='soft', v_reset=0.0, "
+        "detach=None, surrogate=None, signed=False)"
+    ),
+    "LIF": (
+        "(tau=2.0, input_decay=False, threshold=1.0, initial=0.0, learn_threshold=False, "
+        "reset='soft', v_reset=0.0, detach=None, surrogate=None, signed=False)"
+    ),
+    "ann": "(net, x, taps=())",
+    "bptt": "(net, x, taps=())",
+    "rate": "(net, x, taps=(), *, divide_by_steps=False, fuse=False)",
+    "Term.taps": "(self, pairs)",
+    "Term.init": "(self, binding)",
+    "Term.__call__": "(self, own, step)",
+    "Distiller": (
+        "(student, teacher=None, *, terms, execute=RATE, encode=None, pairs=None, example=None, "
+        "joint=False)"
+    ),
+    "Distiller.forward": "(self, images, labels, progress=0.0, generator=None)",
+    "convert": "(model, neuron=None, *, steps=4, calibrate=None, sweeps=2)",
+    "repeat": "(images, steps)",
+    "Direct": "(steps=4)",
+    "Direct.__call__": "(self, images)",
+    "CrossEntropy": "(weight=1.0, label_smoothing=0.0, per_step=False)",
+    "Logits": "(weight=1.0, tau=3.0, student_tau=None)",
+    "Affine": "(weight=1.0, on='last', feature='spikes', rank=None)",
+    "Relation": "(weight=10.0, on='last', pool=1)",
+    "Hybrid": "(weight=1.0, on='inner', ce=1.0, kl=1.0, tau=3.0, mapping='auto', sample=False)",
+    "UserError": "(argument, message, fix)",
+}
+THINGS: dict[str, object] = {
+    "Neuron": Neuron, "Term": Term, "IF": spikelet.IF, "LIF": LIF, "ann": spikelet.ann,
+    "bptt": spikelet.bptt, "rate": spikelet.rate, "Distiller": spikelet.Distiller,
+    "convert": spikelet.convert, "repeat": spikelet.repeat, "Direct": Direct,
+    "CrossEntropy": CrossEntropy, "Logits": Logits, "Affine": Affine, "Relation": Relation,
+    "Hybrid": Hybrid, "UserError": spikelet.UserError,
+}  # fmt: skip
+
+FIELDS_OF = {
+    Tap: ("mean", "spikes", "current", "potential"),
+    Trace: ("logits", "taps"),
+    Step: ("student", "teacher", "labels", "progress", "generator"),
+    Binding: ("student", "teacher", "pairs", "suffix"),
+    Reads: ("student", "teacher"),
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name: str) -> None:
+    noun, _, method = name.partition(".")
+    thing = getattr(THINGS[noun], method) if method else THINGS[noun]
+    found = signature(thing).replace(repr(spikelet.rate), "RATE")
+    assert found == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("noun", FIELDS_OF, ids=lambda noun: noun.__name__)
+def test_fields(noun: type) -> None:
+    assert tuple(f.name for f in dataclasses.fields(noun)) == FIELDS_OF[noun]
+    assert noun.__dataclass_params__.frozen
+
+
+def test_names() -> None:
+    assert FIELDS == ("mean", "spikes", "current", "potential")
+    assert Scan._fields == ("spikes", "potential")
+    assert isinstance(Trace.mean_logits, property)
+    assert isinstance(Binding.classifier, property)
+    assert isinstance(Step.taught, property)
+    assert isinstance(Term.time, property)
+    assert (Term.coupled, Term.taught) == (False, True)
+    assert Neuron.elementwise is True
+    assert spikelet.rate.gives == "mean"
+    assert issubclass(spikelet.UserError, ValueError)
+
+
+@pytest.mark.parametrize("term", [CrossEntropy, Logits, Affine, Relation, Hybrid])
+def test_terms_are_frozen_and_final(term: type) -> None:
+    assert term.__dataclass_params__.frozen
+    assert term.__final__
+    assert dataclasses.fields(term)[0].name == "weight"

@@ -1,0 +1,208 @@
+"""The report page: complete in itself, readable by machines, and saying only what is shown."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+import torch
+
+from spikelet.errors import UserError
+from spikelet.report import Example, comparison, hardware, page, sentences, verdict
+from spikelet.report.page import picture
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+VOID = {"meta", "link", "img", "br", "hr", "path", "use", "line", "rect"}
+
+
+def row(
+    method: str, steps: int | None, accuracy: float, std: float | None = 0.01
+) -> dict[str, Any]:
+    common = {"n": 5 if std is not None else 1, "seed": None, "split": "test"}
+    return {"method": method, "steps": steps, "accuracy": accuracy, "std": std, **common}
+
+
+ROWS = [row("teacher", None, 0.9712)] + [
+    row(method, t, base + 0.01 * t)
+    for method, base in (("convert", 0.81), ("none", 0.85), ("hybrid", 0.87))
+    for t in (1, 2, 4)
+]
+DIFFERENCES = [
+    comparison("hybrid", "none", 1, [0.90, 0.91, 0.92], [0.88, 0.89, 0.901]),
+    comparison("hybrid", "none", 2, [0.90, 0.91, 0.92], [0.91, 0.90, 0.921]),
+    comparison("hybrid", "convert", 1, [0.80, 0.81, 0.82], [0.90, 0.91, 0.921]),
+]
+HEALTH = {"layer1.2": {"rate": 0.25, "dead": 0.125, "saturated": 0.0}}
+EXAMPLE = Example(
+    torch.arange(64, dtype=torch.uint8).view(1, 8, 8), "3", {"teacher": "3", "T = 1": "8"}
+)
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return full()
+
+
+def full() -> str:
+    return page(
+        ROWS,
+        DIFFERENCES,
+        {"none": [0.5, 0.7], "hybrid": [0.6, 0.8]},
+        HEALTH,
+        title="A <b>title</b>",
+        lead="What was done.",
+        findings=sentences(ROWS, DIFFERENCES, "hybrid"),
+        default="hybrid",
+        examples={"Some images:": [EXAMPLE]},
+        notes={"accuracy": "On 10 images."},
+        made={"command": "spikelet demo", "seeds": "5"},
+    )
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and text, and checks that tags close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_page_is_well_formed_and_needs_nothing_else(text: str) -> None:
+    reader = Reader(text)
+    assert "script" not in {tag for tag, _, _ in reader.attributes} and "<script" not in text
+    for tag, name, value in reader.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "data"):
+            assert value.startswith(("#", "data:")), (tag, name, value)
+    bare = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+    assert "://" not in bare and "@import" not in bare
+    assert all(value.startswith("#") for value in re.findall(r"url\(([^)]*)\)", bare))
+
+
+def test_ids_are_unique(text: str) -> None:
+    ids = Counter(value for _, name, value in Reader(text).attributes if name == "id")
+    assert ids and max(ids.values()) == 1
+
+
+def test_charts_take_their_colours_from_the_page(text: str) -> None:
+    charts = re.findall(r"<svg.*?</svg>", text, re.S)
+    assert len(charts) == 3
+    for chart in charts:
+        assert not re.findall(r"#[0-9a-fA-F]{6}\b", chart)
+        used = set(re.findall(r"var\((--[\w-]+)\)", chart))
+        assert used and all(f"{name}:" in text for name in used)
+
+
+def test_words_of_the_user_are_escaped(text: str) -> None:
+    assert "<b>title" not in text and "A &lt;b&gt;title" in text
+
+
+def test_page_says_every_number(text: str) -> None:
+    words = " ".join(Reader(text).words)
+    for each in ROWS:
+        assert f"{100 * each['accuracy']:.1f}" in words
+    for each in ("Wrong answers are underlined", "0.250", "spikelet demo", "On 10 images."):
+        assert each in words
+
+
+def test_page_is_the_same_each_time(text: str) -> None:
+    assert full() == text
+
+
+def test_page_of_a_teacher_alone_and_of_one_seed() -> None:
+    Reader(page([row("teacher", None, 0.9, None)], title="teacher"))
+    single = [row("teacher", None, 0.9, None), row("logits", 4, 0.8, None)]
+    text = page(single, title="one seed", default="logits")
+    assert "±" not in text.replace("± standard", "") and "80.0" in text
+    Reader(text)
+
+
+def test_settings_of_matplotlib_are_put_back() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    page(ROWS, title="t")
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"{package} is not installed"):
+        page(ROWS, title="t")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_picture_is_a_png_of_the_image(channels: int) -> None:
+    from matplotlib.image import imread
+
+    image = torch.randint(256, (channels, 5, 7), dtype=torch.uint8)
+    kind, _, data = picture(image).partition(",")
+    assert kind == "data:image/png;base64"
+    read = torch.from_numpy(imread(io.BytesIO(base64.b64decode(data)), format="png"))
+    expected = image.float().div(255).permute(1, 2, 0).squeeze(2)
+    torch.testing.assert_close(read, expected)
+
+
+def test_picture_refuses_other_tensors() -> None:
+    with pytest.raises(UserError, match="uint8"):
+        picture(torch.zeros(1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [
+        (0.1, 0.2, "better"),
+        (-0.2, -0.1, "worse"),
+        (-0.1, 0.2, "no difference shown"),
+        (0.0, 0.2, "no difference shown"),
+        (0.0, 0.0, "no difference shown"),
+    ],
+)
+def test_verdict_needs_an_interval_without_zero(low: float, high: float, expected: str) -> None:
+    assert verdict(low, high) == expected
+
+
+def test_sentences_say_what_is_shown_and_what_is_not() -> None:
+    said = sentences(ROWS, DIFFERENCES, "hybrid")
+    assert said[0].startswith("The teacher, an ordinary network, answers 97.1 % of the test images")
+    assert said[1] == (
+        "The spiking student trained with hybrid reaches "
+        "88.0 % at T = 1, 89.0 % at T = 2 and 91.0 % at T = 4."
+    )
+    assert "better at T = 1 (+2.0 points" in said[2] and "no difference shown at T = 2" in said[2]
+    assert said[3].startswith("Against convert, hybrid: worse at T = 1")
+
+
+def test_one_run_claims_no_difference() -> None:
+    assert "nothing is claimed" in sentences(ROWS, [], "hybrid")[-1]
+
+
+def test_hardware_is_named() -> None:
+    assert re.match(r"\d+ cores of .+, \w+ \w+", hardware())

@@ -1,0 +1,180 @@
+"""One table over every term: what each must do, whatever its mathematics."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from small import Stages, gradients, images, network, scattered, student
+from spikelet.convert import convert
+from spikelet.distill import Distiller
+from spikelet.encode import Direct
+from spikelet.errors import UserError
+from spikelet.execute import ann, bptt, rate
+from spikelet.graph import capture
+from spikelet.neuron import IF
+from spikelet.terms import Affine, CrossEntropy, Hybrid, Logits, Relation, Term
+
+TERMS: dict[str, Term] = {
+    "cross entropy": CrossEntropy(),
+    "cross entropy, smoothed": CrossEntropy(weight=0.5, label_smoothing=0.1),
+    "logits": Logits(),
+    "logits, two temperatures": Logits(tau=4.0, student_tau=2.0),
+    "affine": Affine(),
+    "affine, all": Affine(on="all"),
+    "affine, low rank": Affine(on="inner", rank=2),
+    "affine, potential": Affine(on=["layer1", "layer2"], feature="potential"),
+    "relation": Relation(),
+    "relation, pooled": Relation(on="all", pool=2),
+    "hybrid": Hybrid(),
+    "hybrid, sampled": Hybrid(sample=True),
+    "hybrid, convolution": Hybrid(on=["layer1", "layer3"], mapping="conv"),
+    "hybrid, norm": Hybrid(mapping="conv-norm-relu", ce=0.0),
+    "hybrid, identity": Hybrid(mapping="identity", kl=0.0),
+}
+PER_STEP = {"cross entropy, per step": CrossEntropy(per_step=True)}
+ZERO = [name for name in TERMS if name.startswith(("logits", "affine", "relation", "hybrid"))]
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+def bound(term: Term, execute=rate, narrow: bool = False, seed: int = 0) -> Distiller:
+    """A Distiller with this one term, after the same random numbers every time."""
+    if narrow:
+        torch.manual_seed(1)
+        net = convert(scattered(Stages(width=3).double()), IF(), calibrate=images("stages", 16))
+    else:
+        net = student("stages", calibrated=True)
+    torch.manual_seed(seed)
+    return Distiller(
+        net, network("stages"), terms={"term": term}, execute=execute, encode=Direct(2),
+        example=images("stages", 16),
+    ).double()  # fmt: skip
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("execute", [rate, bptt])
+@pytest.mark.parametrize("name", TERMS | PER_STEP)
+def test_common_table(name: str, execute) -> None:
+    """Scalar, finite, weighted, differentiable; copies and states give the same."""
+    term = {**TERMS, **PER_STEP}[name]
+    if name in PER_STEP and execute is rate:
+        pytest.skip("needs the gradient of single steps")
+    whole = bound(term, execute).eval()
+    assert whole.teacher is not None
+    before = copy.deepcopy(whole.teacher.state_dict())
+    x = images("stages")
+    loss, parts = whole(x, LABELS, 0.5, generator())
+    assert (loss.shape, list(parts)) == ((), ["term"])
+    assert bool(torch.isfinite(loss))
+    assert not parts["term"].requires_grad
+    torch.testing.assert_close(loss.detach(), term.weight * parts["term"])
+    found = gradients(whole, loss)
+    assert all(bool(torch.isfinite(g).all()) for g in found.values())
+    assert float(found["student.layer1.0.weight"].abs().max()) > 0
+    assert all(torch.equal(v, before[k]) for k, v in whole.teacher.state_dict().items())
+    for other in (copy.deepcopy(whole), bound(term, execute, seed=9).eval()):
+        other.load_state_dict(whole.state_dict())
+        again, _ = other(x, LABELS, 0.5, generator())
+        torch.testing.assert_close(again, loss, rtol=1e-6, atol=1e-9)
+        for key, value in gradients(other, again).items():
+            torch.testing.assert_close(value, found[key], rtol=1e-5, atol=1e-8, msg=key)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_unequal_widths(name: str) -> None:
+    """A narrower student is paired by stages; a mapping is learned where one is needed."""
+    if name == "hybrid, identity":
+        pytest.skip("the identity needs equal widths")
+    whole = bound(TERMS[name], narrow=True).train()
+    loss, _ = whole(images("stages"), LABELS, 0.0, generator())
+    found = gradients(whole, loss)
+    assert float(found["student.layer1.0.weight"].abs().max()) > 0
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_vectors(name: str) -> None:
+    """Networks without feature maps, with as many stages as activations."""
+    term = TERMS[name]
+    if isinstance(term, (Affine, Hybrid)) and not isinstance(term.on, str):
+        term = dataclasses.replace(term, on=["2"])
+    whole = Distiller(
+        student("mlp"), network("mlp"), terms={"term": term}, encode=Direct(2),
+        example=images("mlp", 16),
+    ).double()  # fmt: skip
+    loss, _ = whole(images("mlp"), LABELS, 0.0, generator())
+    assert bool(torch.isfinite(loss))
+    assert float(gradients(whole, loss)["student.0.weight"].abs().max()) > 0
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_a_copy_of_the_teacher_has_nothing_to_learn(name: str) -> None:
+    """The teacher distilled into its own copy: feature, relation and KL losses vanish.
+
+    A projector's fit is shrunk by its ridge, so that a thousandth may be left.
+    """
+    term = TERMS[name]
+    if isinstance(term, Hybrid):
+        term = dataclasses.replace(term, ce=0.0, kl=1.0, mapping="auto")
+    if isinstance(term, Logits):
+        term = dataclasses.replace(term, student_tau=None)
+    if isinstance(term, Affine):
+        term = dataclasses.replace(term, rank=None)
+    x = images("stages", 16)
+    whole = Distiller(
+        capture(network("stages")), network("stages"), terms={"term": term}, execute=ann,
+        encode=Direct(1), example=x,
+    ).double().eval()  # fmt: skip
+    _, parts = whole(x, torch.zeros(16, dtype=torch.int64), 0.0, generator())
+    assert abs(float(parts["term"])) < (3e-3 if isinstance(term, Affine) else 1e-6)
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_a_taught_term_wants_a_teacher(name: str) -> None:
+    with pytest.raises(UserError, match=r"teacher = None.*term 'term' needs a teacher"):
+        Distiller(student("stages"), terms={"term": TERMS[name]}, example=images("stages"))
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_terms_are_frozen_values(name: str) -> None:
+    term = TERMS[name]
+    assert isinstance(term, Term)
+    assert term.weight > 0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        term.weight = 3.0
+    assert copy.deepcopy(term) == term
+    assert dataclasses.replace(term) == term
+    assert type(term).__doc__
+    assert term.coupled == isinstance(term, Relation)
+    assert term.taught != isinstance(term, CrossEntropy)
+
+
+@pytest.mark.parametrize("make", [Affine, Relation, Hybrid])
+def test_places(make: type[Term]) -> None:
+    """One place by its name, several, pairs of names; a misspelt choice is answered."""
+    for on in ("layer2", ["layer2"], "layer2=layer2", ["layer2=layer2", "layer1"]):
+        whole = bound(make(on=on)).eval()
+        assert "layer2" in whole._student_taps, on
+        assert bool(torch.isfinite(whole(images("stages"), LABELS)[0]))
+    with pytest.raises(UserError, match="did you mean last"):
+        bound(make(on="lst"))
+    with pytest.raises(UserError, match="layer9"):
+        bound(make(on=["layer9"]))
+
+
+@pytest.mark.parametrize("make", [Affine, Hybrid])
+def test_places_of_unequal_resolution_are_refused(make: type[Term]) -> None:
+    with pytest.raises(UserError, match=r"layer1 has positions \(8, 8\).*layer2 \(4, 4\)"):
+        bound(make(on=["layer1=layer2"]))
+
+
+def test_per_step_terms_name_the_way_that_gives_steps() -> None:
+    with pytest.raises(UserError, match="bptt"):
+        bound(CrossEntropy(per_step=True), rate)
+    assert isinstance(bound(CrossEntropy(per_step=True), bptt), nn.Module)
