@@ -213,11 +213,19 @@ def test_a_spiking_teacher() -> None:
 )
 @pytest.mark.parametrize("given", ["model", "graph"])
 def test_a_joint_teacher_learns_from_labels_only(terms: dict, given: str) -> None:
-    """Its gradient is that of its own cross entropy; it is trained in training mode, once."""
+    """Its gradient is that of its own cross entropy; it is trained in training mode, once.
+
+    A term that runs the teacher's suffix on the student's features is refused.
+    """
     model = network("stages").train()
     if given == "graph":
         model = capture(model)
-    whole = distiller(terms, teacher=model, joint=True)
+    pairs = [(place, place) for place in ("layer1", "relu", "layer3")]
+    if "hybrid" in terms:
+        with pytest.raises(UserError, match="joint"):
+            distiller(terms, teacher=model, joint=True, pairs=pairs)
+        return
+    whole = distiller(terms, teacher=model, joint=True, pairs=pairs)
     assert all(m.training for m in model.modules()), "building leaves the teacher's mode"
     whole.train()
     loss, parts = whole(images("stages"), LABELS)

@@ -226,15 +226,6 @@ def test_bfloat16_autocast_in_training(execute: Callable) -> None:
     assert all(b.dtype != torch.bfloat16 for b in net.buffers())
 
 
-@pytest.mark.parametrize("execute", [bptt, rate])
-def test_a_network_in_bfloat16(execute: Callable) -> None:
-    """Weights and input in half precision: neurons integrate in single and hand on halves."""
-    net = student("stages").to(torch.bfloat16)
-    trace = execute(net, repeat(images("stages").bfloat16(), 3), ["layer2"])
-    assert trace.logits.dtype == torch.bfloat16
-    assert all(bool(torch.isfinite(g).all()) for g in gradients(net, trace.logits.sum()).values())
-
-
 def test_norms_without_running_statistics() -> None:
     """They use the batch's also in eval mode: spikes' statistics, at every T."""
     model = nn.Sequential(

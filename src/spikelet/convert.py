@@ -69,7 +69,8 @@ def _obstacle(node: fx.Node, modules: dict[str, nn.Module], net: nn.Module) -> O
     place = node.meta["paths"][-1] if node.meta.get("paths") else node.name
     if node.op == "call_module":
         module = modules[str(node.target)]
-        if isinstance(module, (*LAYERS, Neuron)) or is_activation(node, modules):
+        refused = isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout))
+        if (isinstance(module, (*LAYERS, Neuron)) and not refused) or is_activation(node, modules):
             return None
         kind = type(module).__name__
         if kind.startswith(("LeakyReLU", "GELU", "SiLU", "Hardswish", "PReLU", "ELU", "Sigmoid")):
@@ -125,7 +126,7 @@ def convert(
     modules = dict(net.named_modules())
     for node in list(net.graph.nodes):
         if is_activation(node, modules):
-            net.set_submodule(str(node.target), duplicate(prototype))
+            net.set_submodule(str(node.target), duplicate(prototype).to(_like(net).device))
             _offset(net, node)
     net.graph.lint()
     net.recompile()
@@ -180,11 +181,16 @@ def _offset(net: fx.GraphModule, node: fx.Node) -> None:
     if channels is None:
         return
     path = f"{node.target}_offset"
-    net.add_submodule(path, Offset(channels))
+    net.add_submodule(path, Offset(channels).to(_like(net)))
     with net.graph.inserting_before(node):
         offset = net.graph.call_module(path, (before,))
     offset.meta["paths"] = []
     node.args = (offset,)
+
+
+def _like(net: nn.Module) -> Tensor:
+    """A tensor of the device and type of a network's parameters."""
+    return next((p.detach() for p in net.parameters()), torch.empty(0))
 
 
 def _channels(node: fx.Node, modules: dict[str, nn.Module]) -> int | None:

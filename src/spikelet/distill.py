@@ -90,6 +90,8 @@ class Distiller(nn.Module):
 
     def _check_terms(self) -> None:
         available = gives(self.execute)
+        if not self.terms:
+            raise UserError("terms = {}", "there is nothing to learn from", "pass a term")
         for name, term in self.terms.items():
             if term.taught and self.teacher is None:
                 raise UserError("teacher = None", f"term {name!r} needs a teacher", "pass one")
@@ -119,6 +121,8 @@ class Distiller(nn.Module):
         return Binding(student, teacher, self.pairs, self._suffix)
 
     def _suffix(self, path: str) -> fx.GraphModule:
+        if self.joint is not None:
+            raise UserError("joint = True", "a learning teacher cannot be cut", "freeze it")
         if not isinstance(self.teacher, fx.GraphModule):
             raise UserError(
                 "teacher", "torch.fx cannot trace it, so it cannot be cut", "use method logits"

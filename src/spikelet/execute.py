@@ -15,13 +15,14 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from spikelet.errors import UserError
-from spikelet.graph import capture, is_activation, resolve, walk
+from spikelet.errors import UserError, unknown
+from spikelet.graph import is_activation, resolve, walk
 from spikelet.neuron import Neuron, per_channel, scan
 from spikelet.rate import (
     Dual,
     anchored_potential,
     at_steps,
+    batch_statistics,
     binary,
     convolve,
     default,
@@ -90,9 +91,10 @@ def bptt(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
         if isinstance(function, Neuron):
             return neuron(node, function, unfold(args[0], steps))
         if isinstance(function, _DropoutNd):
-            value = unfold(args[0], steps)
-            return fold(value * function(torch.ones_like(value[0])))
-        value = function(*args, **kwargs)
+            before = unfold(args[0], steps)
+            value = fold(before * function(torch.ones_like(before[0])))
+        else:
+            value = function(*args, **kwargs)
         if node in wanted:
             found[node] = Tap(unfold(value, steps).mean(0))
         return value
@@ -137,12 +139,12 @@ def rate(
             return neuron(node, function, x)
         if x is not None and isinstance(function, (nn.Conv1d, nn.Conv2d)):
             value = convolve(function, x)
-        elif x is not None and isinstance(function, _BatchNorm) and function.training:
+        elif x is not None and isinstance(function, _BatchNorm) and batch_statistics(function):
             value = normalise(function, x, steps)
         elif x is not None and isinstance(function, _DropoutNd):
             value = drop(function, x)
         else:
-            value = default(function, args, kwargs, is_linear(node, function))
+            value = default(function, args, kwargs, is_linear(node, function), steps)
         if node in wanted:
             found[node] = Tap(value.mean)
         return value
@@ -198,9 +200,12 @@ def _neuron_tap(neuron: Neuron, x: Dual, value: Dual, response: Any, fields: set
 def _spiking(net: nn.Module) -> fx.GraphModule:
     if isinstance(net, fx.GraphModule) and "moved" in net.meta:
         return net
-    if isinstance(net, fx.GraphModule) or not any(isinstance(m, Neuron) for m in net.modules()):
-        raise UserError(f"net {type(net).__name__}", "expected a converted network", "convert it")
-    return capture(net)
+    by_hand = any(isinstance(module, Neuron) for module in net.modules())
+    raise UserError(
+        f"net {type(net).__name__}",
+        "expected a network as `convert` makes it",
+        "trace it once with spikelet.graph.capture" if by_hand else "convert it",
+    )
 
 
 def _wanted(net: fx.GraphModule, asked: Mapping[str, tuple[str, ...]]) -> Wanted:
@@ -209,6 +214,8 @@ def _wanted(net: fx.GraphModule, asked: Mapping[str, tuple[str, ...]]) -> Wanted
     wanted: Wanted = {}
     for path, fields in asked.items():
         node = resolve(net, path)
+        if not node.op.startswith("call"):
+            raise UserError(f"tap {path!r}", "it is no layer's output", "tap a layer")
         fires = node.op == "call_module" and isinstance(modules[str(node.target)], Neuron)
         extra = set(fields) - {"mean"}
         if extra and not fires and (not is_activation(node, modules) or "spikes" in extra):
@@ -235,9 +242,19 @@ def _outputs(net: nn.Module, asked: Mapping[str, Any]) -> Iterator[dict[str, Ten
     """Module outputs of a model that is no graph, by hooks that are gone afterwards."""
     outputs: dict[str, Tensor] = {}
     handles = []
+    modules = dict(net.named_modules())
     try:
-        for path in asked:
-            module = net.get_submodule(path)
+        for path, fields in asked.items():
+            if path not in modules:
+                raise unknown("tap", path, modules)
+            if set(fields) - {"mean"}:
+                hidden = sorted(set(fields) - {"mean"})
+                raise UserError(
+                    f"tap {path!r}",
+                    f"{hidden} of a model that torch.fx cannot trace are hidden",
+                    "tap the mean",
+                )
+            module = modules[path]
             handles.append(
                 module.register_forward_hook(
                     lambda _m, _a, output, path=path: outputs.__setitem__(path, output)

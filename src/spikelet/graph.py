@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from spikelet.errors import UserError, unknown
+from spikelet.neuron import Neuron
 from spikelet.vision import plain as plain_layers
 
 Rule = Callable[[fx.Node, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -58,7 +59,7 @@ def capture(model: nn.Module) -> fx.GraphModule:
     source = plain_layers(model)
     modes = {path: module.training for path, module in source.named_modules()}
     try:
-        net = fx.symbolic_trace(source.eval())
+        net = fx.GraphModule(source, _Tracer().trace(source.eval()), type(model).__name__)
     except Exception as error:  # fx raises many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -78,6 +79,13 @@ def capture(model: nn.Module) -> fx.GraphModule:
     return net
 
 
+class _Tracer(fx.Tracer):
+    """Traces to torch's own modules and to neurons."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Neuron) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _enclosing(node: fx.Node) -> list[str]:
     stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     if node.op == "call_module" and node.target not in stack:
@@ -94,8 +102,11 @@ def _one_module_per_activation(net: fx.GraphModule) -> None:
             node.target = IN_PLACE[node.target]
         kind = _activation_kind(node, modules)
         if kind is not None:
-            path = str(node.target) if node.op == "call_module" else _scope(node) + node.name
-            _retarget(net, node, _free(path, taken, modules), kind())
+            if _in_place(node, modules):
+                _later_uses_see(node)
+            own = node.op == "call_module"
+            path = str(node.target) if own else _scope(node) + node.name
+            _retarget(net, node, _free(path, taken, modules, own), kind())
         elif node.op == "call_function" and node.target is F.dropout:
             p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
             _retarget(net, node, _free(_scope(node) + node.name, taken, modules), nn.Dropout(p))
@@ -114,10 +125,30 @@ def _scope(node: fx.Node) -> str:
     return f"{node.meta['paths'][-1]}." if node.meta["paths"] else ""
 
 
-def _free(path: str, taken: set[str], modules: dict[str, nn.Module]) -> str:
-    """`path` at its first call site, `path_1`, `path_2` at the later ones."""
+def _in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    given = node.kwargs.get("inplace", node.args[1] if len(node.args) > 1 else False)
+    return bool(given) or node.target in (F.relu_, torch.relu_, "relu_")
+
+
+def _later_uses_see(node: fx.Node) -> None:
+    """Whoever reads the operand after an operation in place reads its result."""
+    order = {other: i for i, other in enumerate(node.graph.nodes)}
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    for user in list(source.users):
+        if order[user] > order[node]:
+            user.replace_input_with(source, node)
+
+
+def _free(path: str, taken: set[str], modules: dict[str, nn.Module], own: bool = False) -> str:
+    """`path` at its first call site, `path_1`, `path_2` at the later ones.
+
+    Only a module's `own` call site may take its path.
+    """
     name, count = path, 0
-    while name in taken or (count and name in modules):
+    while name in taken or ((count or not own) and name in modules):
         count += 1
         name = f"{path}_{count}"
     taken.add(name)
@@ -128,7 +159,8 @@ def _retarget(net: fx.GraphModule, node: fx.Node, path: str, module: nn.Module) 
     net.add_submodule(path, module)
     paths = [*node.meta["paths"], path]
     node.meta["paths"] = list(dict.fromkeys(paths))
-    node.op, node.target, node.args, node.kwargs = "call_module", path, node.args[:1], {}
+    operand = node.args[:1] or (node.kwargs["input"],)
+    node.op, node.target, node.args, node.kwargs = "call_module", path, operand, {}
 
 
 def _pool_before_activation(net: fx.GraphModule) -> None:
@@ -176,6 +208,8 @@ def resolve(net: fx.GraphModule, path: str) -> fx.Node:
     name = path.replace(".", "_")
     if path in net.meta["moved"] or name in net.meta["moved"]:
         pool = net.meta["moved"].get(path) or net.meta["moved"][name]
+        while pool in net.meta["moved"]:
+            pool = net.meta["moved"][pool]
         raise UserError(
             f"tap {path!r}",
             "this ReLU now stands behind the max pooling that followed it",
@@ -239,8 +273,6 @@ def plain(node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -
 
 def shapes(net: fx.GraphModule, example: Tensor) -> dict[str, tuple[int, ...]]:
     """The shape at every node, for an example batch "B ..."; neurons keep their input's shape."""
-    from spikelet.neuron import Neuron
-
     found: dict[str, tuple[int, ...]] = {}
 
     def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
@@ -348,8 +380,6 @@ def stages(net: fx.GraphModule, example: Tensor) -> dict[int, str]:
 
 
 def _is_feature(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    from spikelet.neuron import Neuron
-
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], (Neuron, *ACTIVATIONS))
     return node.target in (operator.add, torch.add, "add")

@@ -90,7 +90,8 @@ def _sum_to(grad: Tensor, shape: torch.Size) -> Tensor:
         return grad
     if not shape:
         return grad.sum()
-    return grad.sum([d for d in range(grad.ndim) if d != 1]).reshape(shape)
+    total = grad.sum([d for d in range(grad.ndim) if d != 1])
+    return (total if total.numel() == shape.numel() else total.sum()).reshape(shape)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -169,23 +170,37 @@ def over_time(dual: Dual) -> Tensor:
     return dual.spikes if dual.steps == 1 else unfold(dual.spikes, dual.steps).mean(0)
 
 
-def default(function: Callable[..., Any], args: Any, kwargs: Any, linear: bool) -> Any:
+def default(
+    function: Callable[..., Any], args: Any, kwargs: Any, linear: bool, total: int = 1
+) -> Any:
     """The default rule: the value from the spikes, the derivative from the mean.
 
-    A linear call needs no anchor: its value at the mean is already the mean of its values.
+    A linear call needs no anchor: its value at the mean is already the mean of its values. A size
+    that is read from a value carried once is that of all `total` steps where the two differ.
     """
     duals = _duals((args, kwargs))
     if not duals:
         return function(*args, **kwargs)
     steps = max(d.steps for d in duals)
-    with torch.no_grad():
-        a, k = _map((args, kwargs), lambda d: at_steps(d, steps))
-        spikes = function(*a, **k)
+    spikes = _valued(function, args, kwargs, steps)
+    if steps < total and _is_size(spikes):
+        repeated = _valued(function, args, kwargs, total)
+        spikes, steps = (spikes, steps) if repeated == spikes else (repeated, total)
     a, k = _map((args, kwargs), lambda d: d.mean)
     mean = function(*a, **k)
     if isinstance(mean, Tensor) and not linear:
         mean = _StraightThrough.apply(over_time(Dual(spikes, mean, steps)), mean)
     return Dual(spikes, mean, steps)
+
+
+def _valued(function: Callable[..., Any], args: Any, kwargs: Any, steps: int) -> Any:
+    with torch.no_grad():
+        a, k = _map((args, kwargs), lambda d: at_steps(d, steps))
+        return function(*a, **k)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, (int, torch.Size))
 
 
 def at_steps(dual: Dual, steps: int) -> Any:
@@ -224,6 +239,11 @@ def convolve(conv: Any, x: Dual) -> Dual:
     value = over_time(Dual(spikes, None, x.steps))
     mean = _Convolve.apply(value, x.mean, conv.weight, conv.bias, conv)
     return Dual(spikes, mean, x.steps)
+
+
+def batch_statistics(norm: _BatchNorm) -> bool:
+    """Whether a norm uses the statistics of the batch: in training, or if it tracks none."""
+    return norm.training or norm.running_mean is None
 
 
 def normalise(norm: _BatchNorm, x: Dual, steps: int) -> Dual:
@@ -298,13 +318,13 @@ def per_step(values: Tensor, mean: Tensor) -> Tensor:
 
 def binary(neuron: Neuron, output: Tensor, mean: Tensor) -> Tensor:
     """A neuron's spikes s "T B ..." from theta * s, with the derivative of their mean."""
-    theta = per_channel(neuron.theta.detach(), mean).to(mean)
-    return per_step((output / theta).round(), mean / theta)
+    theta = per_channel(neuron.theta, mean).to(mean)
+    return per_step((output / theta.detach()).round(), mean / theta)
 
 
 def is_linear(node: fx.Node, function: Any) -> bool:
     """Whether a call is known to be linear, so that its value at the mean needs no anchor."""
     if node.op == "call_module":
-        frozen_norm = isinstance(function, _BatchNorm) and not function.training
+        frozen_norm = isinstance(function, _BatchNorm) and not batch_statistics(function)
         return frozen_norm or isinstance(function, LINEAR_MODULES)
     return node.target in LINEAR_FUNCTIONS

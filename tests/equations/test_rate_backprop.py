@@ -200,6 +200,18 @@ def test_constant_current_may_be_given_once(name: str, steps: int) -> None:
     equal(once.slope, expected["slope"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["IF-soft0-full", "LIF-hard-0.2-full", "decay-soft0-detached"])
+def test_fused_eligibility(name: str) -> None:
+    """The compiled recursion gives the same spikes and slopes, for steps and shapes of any size."""
+    neuron = neuron_of(RULE[name], "sigmoid", THETA, START, learn=False)
+    for steps in (1, 3, 5):
+        for currents in (some_currents(steps), some_currents(steps, constant=True)[:1]):
+            fast, slow = (closed_form(neuron, currents, steps, fuse) for fuse in (True, False))
+            assert torch.equal(fast.output, slow.output)
+            equal(fast.slope, slow.slope, 1e-9)
+
+
 def test_published_eligibility() -> None:
     """With leak 0.2 and detached soft reset rho is 1, 1.2, 1.24, 1.248."""
     neuron = LIF(tau=1.25).double()

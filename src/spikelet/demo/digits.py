@@ -68,7 +68,7 @@ def run(
         with _few_threads():
             for seed in range(seeds):
                 outcomes.append(_seed(out, seed, settings, console))
-                console.print(line(outcomes[-1], seeds), highlight=False)
+                console.print(line(outcomes[-1], seeds), highlight=False, soft_wrap=True)
     except Interrupted as stop:
         raise Interrupted(command, stop.code) from stop
     result = result_of(out, outcomes, settings)
@@ -150,7 +150,7 @@ def _recipe(
     if task == "teach":
         fields["model"] = {"kind": "small-cnn", "width": settings.width}
     else:
-        fields |= {"training": settings.distill, "teacher": {"run": str(teacher)}}
+        fields |= {"training": settings.training(method), "teacher": {"run": str(teacher)}}
         fields |= {"steps": settings.steps}
     return default_recipe(task, data_spec(seed, settings), method, **fields)
 

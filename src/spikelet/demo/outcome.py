@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spikelet.data import Dataset
 from spikelet.recipe import DATA, Training, build
@@ -20,20 +20,36 @@ THREADS = 1  # the networks are small: more threads only wait for each other
 BATCH = 500
 
 
+# Chosen by accuracy on the held-out images alone (mean of ten seeds and of T = 1, 2, 4, 8), never
+# on the test part. `none` and the default method had the same last grid, with gradients clipped to
+# norm 1 and T = 2: AdamW at 0.03, SGD at 0.2 and 0.5; each got its own best.
+TEACH = Training(epochs=80, batch=64, learning_rate=0.2, clip=1.0)
+DISTILL = Training(epochs=40, batch=64, optimiser="adamw", learning_rate=0.03, clip=1.0)
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What the demo runs with; the steps that students train with are `steps`."""
+    """What the demo runs with.
+
+    `steps` is the T that students train with; `none` differs from `distill` by optimiser and rate.
+    """
 
     labelled: int = 400
     validation: int = 80
     width: int = 16
-    steps: int = 4
-    teach: Training = field(
-        default_factory=lambda: Training(epochs=40, batch=64, learning_rate=0.1)
-    )
-    distill: Training = field(
-        default_factory=lambda: Training(epochs=40, batch=64, learning_rate=0.1, clip=1.0)
-    )
+    steps: int = 2
+    teach: Training = TEACH
+    distill: Training = DISTILL
+    control_optimiser: Literal["sgd", "adamw"] = "sgd"
+    control_rate: float = 0.5
+
+    def training(self, method: str) -> Training:
+        """How a method's student is trained."""
+        if method != "none":
+            return self.distill
+        return replace(
+            self.distill, optimiser=self.control_optimiser, learning_rate=self.control_rate
+        )
 
 
 def data_spec(seed: int, settings: Settings) -> dict[str, Any]:

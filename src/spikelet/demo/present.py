@@ -152,7 +152,9 @@ def _made(
         "labelled": f"{len(dataset.train)} images for training, {settings.validation} held out",
         "seeds": f"{seeds}, from 0 to {seeds - 1}; n = {seeds} runs per method",
         "teacher": _words(settings.teach),
-        "students": f"{_words(settings.distill)}; trained with T = {settings.steps}",
+        **{m: f"{_words(settings.training(m))}; T = {settings.steps}" for m in METHODS[1:]},
+        "choices": "optimisers, rates and the trained T were chosen on held-out images, from the "
+        "same grid for each method",
         "hardware": f"{hardware()}; {THREADS} thread",
         "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "time": f"{result['seconds']:.0f} s of wall clock",

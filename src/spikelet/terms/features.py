@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikelet.terms.mapping import Pointwise, ridge
-from spikelet.terms.term import Binding, Pair, Pairs, Reads, Step, Term, check_places, select
+from spikelet.terms.term import Binding, Pair, Pairs, Reads, Step, Term, check_places, full, select
 from spikelet.trace import Tap
 
 On = str | Sequence[str]
@@ -27,8 +27,8 @@ class Places(nn.ModuleList):
 
 def aligned(projected: Tensor, target: Tensor) -> Tensor:
     """|P(f_S) - f_T|^2 / |f_T|^2 over a batch "B ...": squared error in units of the energy."""
-    energy = target.float().square().mean().clamp_min(1e-12)
-    return F.mse_loss(projected.float(), target.float()) / energy
+    energy = full(target).square().mean().clamp_min(1e-12)
+    return F.mse_loss(full(projected), full(target)) / energy
 
 
 @final
@@ -92,7 +92,7 @@ def gram(features: Tensor, pool: int) -> Tensor:
 
     Rows are divided by sqrt(|f|^2 + eps), so that a silent image has similarity 0 to all.
     """
-    f = F.adaptive_avg_pool2d(features.float(), pool) if features.ndim == 4 else features.float()
+    f = F.adaptive_avg_pool2d(full(features), pool) if features.ndim == 4 else full(features)
     f = f.flatten(1)
     f = f / (f.square().sum(1, keepdim=True) + 1e-8).sqrt()
     return f @ f.T

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from spikelet.terms.logits import kl
 from spikelet.terms.mapping import Mapping, fitted
-from spikelet.terms.term import Binding, Pair, Pairs, Reads, Step, Term, check_places, select
+from spikelet.terms.term import Binding, Pair, Pairs, Reads, Step, Term, check_places, full, select
 
 
 class Branches(nn.Module):
@@ -85,6 +85,6 @@ class Hybrid(Term):
         return torch.stack([self._branch(own, k, step) for k in range(count)]).sum()
 
     def _branch(self, own: Branches, k: int, step: Step) -> Tensor:
-        z = own.logits(k, step.student.taps[own.pairs[k][0]].mean).float()
+        z = full(own.logits(k, step.student.taps[own.pairs[k][0]].mean))
         loss = self.ce * F.cross_entropy(z, step.labels)
         return loss + self.kl * kl(step.taught.mean_logits, z, self.tau)

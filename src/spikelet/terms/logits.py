@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikelet.terms.term import Step, Term
+from spikelet.terms.term import Step, Term, full
 
 
 def kl(teacher: Tensor, student: Tensor, tau: float, student_tau: float | None = None) -> Tensor:
@@ -17,8 +17,8 @@ def kl(teacher: Tensor, student: Tensor, tau: float, student_tau: float | None =
     Hinton et al. 2015 with equal temperatures; the factor keeps the scale of the gradient.
     """
     other = tau if student_tau is None else student_tau
-    p = F.log_softmax(teacher.float() / tau, -1)
-    q = F.log_softmax(student.float() / other, -1)
+    p = F.log_softmax(full(teacher) / tau, -1)
+    q = F.log_softmax(full(student) / other, -1)
     return tau * other * (p.exp() * (p - q)).sum(-1).mean()
 
 
@@ -40,7 +40,7 @@ class CrossEntropy(Term):
         logits = step.student.logits if self.per_step else step.student.mean_logits.unsqueeze(0)
         labels = step.labels.expand(len(logits), -1).flatten()
         smoothing = self.label_smoothing
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels, label_smoothing=smoothing)
+        return F.cross_entropy(full(logits.flatten(0, 1)), labels, label_smoothing=smoothing)
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,7 +111,8 @@ def select(argument: str, on: str | Sequence[str], pairs: Pairs) -> tuple[Pair, 
     """
     if isinstance(on, str):
         known = {"last": pairs[-1:], "all": pairs, "inner": pairs[:-1]}
-        if on not in known and on not in dict(pairs) and not any(c in on for c in "._="):
+        near = difflib.get_close_matches(on, known, cutoff=0.5)
+        if near and on not in known and on not in dict(pairs):
             raise unknown(argument, on, known)
         chosen = known.get(on)
         if chosen is None:
@@ -123,9 +125,9 @@ def select(argument: str, on: str | Sequence[str], pairs: Pairs) -> tuple[Pair, 
     return tuple((s, t or same.get(s, s)) for s, _, t in split)
 
 
-def channels(x: Tensor) -> int:
-    """The number of channels of features "B C ..."."""
-    return x.shape[1]
+def full(x: Tensor) -> Tensor:
+    """Half precision as fp32; fp32 and fp64 as they are."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def check_places(argument: str, student: Tensor, teacher: Tensor, pair: Pair) -> None:
