@@ -23,7 +23,7 @@ SOURCE = ROOT / "src" / "spikelet"
 
 LAYERS = (
     "spike encode recipe errors",
-    "neuron models data checkpoint vision",
+    "neuron norm models data checkpoint vision",
     "graph trace slopes",
     "rate convert",
     "execute",

@@ -20,12 +20,14 @@ from torch.nn.modules.dropout import _DropoutNd
 from spikelet.errors import UserError
 from spikelet.graph import IN_PLACE, capture, is_activation, is_max_pool, plain, walk
 from spikelet.neuron import IF, Neuron, duplicate, per_channel
+from spikelet.norm import FrozenNorm, settle
 from spikelet.rate import fold, unfold
 
 CANDIDATES = 25
 EXAMPLES = 64
 SMALLEST_CANDIDATE = 0.15
 LAYERS = (
+    FrozenNorm,
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, _BatchNorm, _DropoutNd, nn.Identity, nn.Flatten),
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.PixelShuffle),
@@ -282,4 +284,28 @@ def correct(student: fx.GraphModule, images: Tensor, steps: int, means: dict[str
         bias.add_(shift)
         return fold(function(currents + per_channel(shift, currents[0])))
 
-    walk(student, fold(images.unsqueeze(0).expand(steps, *images.shape)), rule)
+    walk(student, _repeated(images, steps), rule)
+
+
+def settle_norms(student: fx.GraphModule, images: Tensor, steps: int) -> None:
+    """Batch norms take the statistics of the spiking currents; the student computes the same.
+
+    Args:
+        student: a network in eval mode, as `convert` makes it.
+        images: normalised images "B C H W".
+        steps: T.
+    """
+
+    def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(function, Neuron):
+            return fold(function(unfold(args[0], steps)))
+        if isinstance(function, _BatchNorm):
+            settle(function, args[0])
+        return plain(node, function, args, kwargs)
+
+    with torch.no_grad():
+        walk(student, _repeated(images, steps), rule)
+
+
+def _repeated(images: Tensor, steps: int) -> Tensor:
+    return fold(images.unsqueeze(0).expand(steps, *images.shape))

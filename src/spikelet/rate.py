@@ -20,9 +20,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikelet.errors import UserError
 from spikelet.neuron import Neuron, per_channel
+from spikelet.norm import FrozenNorm
 from spikelet.slopes import Response, respond
 
 LINEAR_MODULES = (
+    FrozenNorm,
     nn.Identity,
     nn.Linear,
     nn.Flatten,

@@ -142,7 +142,9 @@ def _distill(parser: Parser) -> None:
     text = "converted (default) or scratch"
     parser.add_argument("--start", metavar="S", help=text)
     parser.add_argument("--calibrate", type=number(int), metavar="N", help="images for calibration")
-    parser.add_argument("--norm", metavar="train|frozen", help="batch norm; default: train")
+    parser.add_argument(
+        "--norm", metavar="KIND", help="batch norm: auto (default), train, settled or frozen"
+    )
     _training(parser, "distill")
 
 

@@ -16,25 +16,27 @@ METHODS: Mapping[str, dict[str, Spec]] = {
     "none": {"ce": CE},
     "convert": {"ce": CE},
     "logits": {"ce": CE, "logits": KD},
-    "hybrid": {"ce": CE, "logits": KD, "hybrid": {"kind": "hybrid"}},
+    "hybrid": {"ce": CE, "logits": KD, "hybrid": {"kind": "hybrid", "weight": 0.3}},
     "affine": {"ce": CE, "affine": {"kind": "affine"}},
     "supersnn": {"ce": CE, "relation": {"kind": "relation"}},
 }
 DEFAULT_METHOD = "hybrid"
 
+# Distillation starts near a solution: adaptive steps, with the gradient's norm clipped, keep it.
 TEACH: Mapping[str, dict[str, Any]] = {
-    "digits": {"epochs": 40, "batch": 32, "learning_rate": 0.05},
-    "mnist": {"epochs": 3, "batch": 128, "learning_rate": 0.1},
-    "fashion-mnist": {"epochs": 10, "batch": 128, "learning_rate": 0.1},
+    "digits": {"epochs": 80, "batch": 64, "learning_rate": 0.2, "clip": 1.0},
+    "mnist": {"epochs": 3, "learning_rate": 0.1},
+    "fashion-mnist": {"epochs": 10, "learning_rate": 0.1},
 }
 DISTILL: Mapping[str, dict[str, Any]] = {
-    "digits": {"epochs": 20, "batch": 32, "learning_rate": 0.02},
-    "mnist": {"epochs": 2, "batch": 128, "learning_rate": 0.02},
-    "fashion-mnist": {"epochs": 3, "batch": 128, "learning_rate": 0.02},
-    "cifar10": {"epochs": 3, "batch": 128, "learning_rate": 0.02},
+    "digits": {"epochs": 40, "batch": 64, "learning_rate": 0.03},
+    "mnist": {"epochs": 2},
+    "fashion-mnist": {"epochs": 3},
+    "cifar10": {"epochs": 3},
 }
-LONG: dict[str, Any] = {"epochs": 30, "batch": 128, "learning_rate": 0.1}
-SHORT: dict[str, Any] = {"epochs": 10, "batch": 128, "learning_rate": 0.02}
+LONG: dict[str, Any] = {"epochs": 30, "learning_rate": 0.1}
+SHORT: dict[str, Any] = {"epochs": 10}
+GENTLE: dict[str, Any] = {"optimiser": "adamw", "learning_rate": 2e-3, "clip": 1.0}
 
 
 def terms_of(method: str) -> dict[str, Spec]:
@@ -58,7 +60,7 @@ def default_recipe(task: str, data: Spec, method: str = DEFAULT_METHOD, **fields
     """
     kind = str(data.get("kind"))
     teach = task == "teach"
-    training = TEACH.get(kind, LONG) if teach else DISTILL.get(kind, SHORT)
+    training = TEACH.get(kind, LONG) if teach else GENTLE | DISTILL.get(kind, SHORT)
     values: dict[str, Any] = {
         "task": task,
         "data": data,
@@ -66,6 +68,8 @@ def default_recipe(task: str, data: Spec, method: str = DEFAULT_METHOD, **fields
         "terms": terms_of("none" if teach else method),
         "training": Training(**training),
     }
+    if not teach and kind != "digits":
+        values["execute"] = {"kind": "rate", "fuse": True}
     if teach:
         values |= {"execute": {"kind": "ann"}, "steps": 1, "calibrate": 0}
     return Recipe(**(values | fields))

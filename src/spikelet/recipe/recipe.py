@@ -83,6 +83,10 @@ class Training:
 class Recipe:
     """A whole run. `teacher` is `{"run": folder}` or a model spec; `calibrate` counts images.
 
+    `norm` says what batch norms do in training: "train" uses the batch's statistics, "settled"
+    does so from a start that computes what conversion calibrated, "frozen" keeps the teacher's;
+    "auto" is "frozen" for signed spikes, else "train".
+
     `augment` is None for the data set's own augmentations.
     """
 
@@ -98,7 +102,7 @@ class Recipe:
     steps: int = 4
     start: Literal["converted", "scratch"] = "converted"
     calibrate: int = 512
-    norm: Literal["train", "frozen"] = "train"
+    norm: Literal["auto", "train", "settled", "frozen"] = "auto"
     training: Training = field(default_factory=Training)
     seed: int = 0
     augment: list[Spec] | None = None
@@ -130,6 +134,13 @@ class Recipe:
             specs.append(("teacher", self.teacher, MODELS))
         for argument, spec, table in specs:
             import_path(argument, kind_of(argument, spec), table)
+
+    @property
+    def norm_kind(self) -> Literal["train", "settled", "frozen"]:
+        """What "auto" comes to (measured: docs/log.md)."""
+        if self.norm == "auto":
+            return "frozen" if self.neuron.get("signed") else "train"
+        return self.norm
 
     def to_json(self) -> str:
         """The recipe as readable JSON; `from_json` gives an equal one back."""

@@ -13,12 +13,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from spikelet.checkpoint import load_metadata, load_weights, save_weights
-from spikelet.convert import convert
+from spikelet.convert import convert, settle_norms
 from spikelet.data import Batches, Dataset, Split, normalise
 from spikelet.distill import Distiller, freeze
 from spikelet.encode import Direct
 from spikelet.errors import UserError
 from spikelet.measure import accuracy, accuracy_over_steps, health
+from spikelet.norm import freeze_norms
 from spikelet.recipe import (
     AUGMENTS,
     DATA,
@@ -232,6 +233,10 @@ def make_student(
         source = assemble(description | {"seed": recipe.seed}).to(images.device)
     calibrate = images if recipe.start == "converted" else None
     student = convert(source, neuron, steps=recipe.steps, calibrate=calibrate)
+    if recipe.norm_kind == "frozen":
+        freeze_norms(student)
+    elif recipe.norm_kind == "settled":
+        settle_norms(student.eval(), images, recipe.steps)
     return student, description | {"neuron": recipe.neuron}
 
 

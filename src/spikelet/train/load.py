@@ -18,6 +18,7 @@ from spikelet.errors import UserError
 from spikelet.execute import bptt
 from spikelet.models import build_model, default_model
 from spikelet.neuron import Neuron
+from spikelet.norm import freeze_norms
 from spikelet.recipe import DATA, NEURONS, Recipe, build
 from spikelet.train.run import read_json, read_recipe
 
@@ -107,6 +108,8 @@ def load(run: Path | str) -> Loaded:
         source.load_state_dict(weights)
         return Loaded(recipe, source.eval(), ANN, description, path)
     net = convert(source, build("neuron", description["neuron"], NEURONS), steps=recipe.steps)
+    if recipe.norm_kind == "frozen":
+        freeze_norms(net)
     fit_thresholds(net, weights)
     net.load_state_dict(weights)
     return Loaded(recipe, net.eval(), SNN, description, path)

@@ -1,0 +1,65 @@
+"""Batch norm whose statistics are settled."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@final
+class FrozenNorm(nn.Module):
+    """Batch norm with fixed statistics and learnable scale and shift, in training too.
+
+    A converted student's thresholds and biases are calibrated for its teacher's statistics. Those
+    of its own spiking currents differ: they hold the variance over time as well, so that training
+    with them starts from another network than the one that was calibrated.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        assert norm.running_mean is not None and norm.running_var is not None
+        self.eps = norm.eps
+        self.register_buffer("running_mean", norm.running_mean.clone())
+        self.register_buffer("running_var", norm.running_var.clone())
+        ones = torch.ones_like(norm.running_mean)
+        self.weight = nn.Parameter(ones if norm.weight is None else norm.weight.detach().clone())
+        self.bias = nn.Parameter(0 * ones if norm.bias is None else norm.bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+
+@torch.no_grad()
+def settle(norm: _BatchNorm, x: Tensor) -> None:
+    """Gives a norm the statistics of its input x "N C ...", and keeps the function it computes.
+
+    With (mu, var) the old statistics and (m, v) those of x: weight grows by sqrt((v + eps) /
+    (var + eps)), bias by weight (m - mu) / sqrt(var + eps). Training then starts from the network
+    that was calibrated, although it normalises by the batch.
+    """
+    if norm.running_mean is None or norm.running_var is None or norm.weight is None:
+        return
+    mean = x.transpose(0, 1).flatten(1).mean(1)
+    variance = x.transpose(0, 1).flatten(1).var(1, unbiased=False)
+    old = (norm.running_var + norm.eps).sqrt()
+    norm.bias.add_(norm.weight * (mean - norm.running_mean) / old)
+    norm.weight.mul_((variance + norm.eps).sqrt() / old)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+
+
+def freeze_norms(net: nn.Module) -> nn.Module:
+    """The network itself, with every batch norm that tracks statistics made a `FrozenNorm`."""
+    for path, module in list(net.named_modules()):
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            net.set_submodule(path, FrozenNorm(module))
+    return net
