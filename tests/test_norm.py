@@ -1,0 +1,74 @@
+"""Settled and frozen batch norm."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from spikelet.convert import convert, settle_norms
+from spikelet.encode import repeat
+from spikelet.execute import bptt, rate
+from spikelet.norm import FrozenNorm, freeze_norms, settle
+
+STEPS = 3
+
+
+def student() -> tuple[torch.fx.GraphModule, torch.Tensor]:
+    images = torch.randn(16, 3, 8, 8)
+    norms = [nn.BatchNorm2d(6), nn.BatchNorm2d(6)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), norms[0], nn.ReLU(), nn.Conv2d(6, 6, 3), norms[1], nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(96, 5)),
+    )
+    for _ in range(20):
+        model(images)
+    return convert(model.eval(), steps=STEPS, calibrate=images), images
+
+
+def test_frozen_norm_is_batch_norm_in_eval_mode_in_both_modes() -> None:
+    norm = nn.BatchNorm2d(4).double()
+    x = torch.randn(5, 4, 3, 3, dtype=torch.float64)
+    norm(x)
+    frozen = FrozenNorm(norm)
+    norm.eval()
+    for mode in (True, False):
+        torch.testing.assert_close(frozen.train(mode)(x), norm(x))
+
+
+@pytest.mark.parametrize("execute", [rate, bptt])
+def test_frozen_norms_keep_the_calibrated_network_in_training(execute: object) -> None:
+    net, images = student()
+    before = execute(net.eval(), repeat(images, STEPS)).logits  # type: ignore[operator]
+    freeze_norms(net).train()
+    after = execute(net, repeat(images, STEPS)).logits  # type: ignore[operator]
+    torch.testing.assert_close(after, before)
+    buffers = copy.deepcopy(dict(net.named_buffers()))
+    after.sum().backward()
+    assert all(torch.equal(value, buffers[name]) for name, value in net.named_buffers())
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
+
+
+def test_settled_norm_has_the_input_s_statistics_and_the_same_function() -> None:
+    norm = nn.BatchNorm2d(4).double()
+    norm(3 + 2 * torch.randn(50, 4, 3, 3, dtype=torch.float64))
+    norm.eval()
+    x = 1 + torch.randn(50, 4, 3, 3, dtype=torch.float64)
+    before = norm(x)
+    settle(norm, x)
+    torch.testing.assert_close(norm(x), before)
+    torch.testing.assert_close(norm.train()(x), before)
+
+
+def test_settled_student_starts_training_where_it_was_calibrated() -> None:
+    net, images = student()
+    before = bptt(net.eval(), repeat(images, STEPS)).logits
+    settle_norms(net, images, STEPS)
+    torch.testing.assert_close(bptt(net, repeat(images, STEPS)).logits, before, atol=1e-4, rtol=0)
+    trained = rate(net.train(), repeat(images, STEPS)).logits
+    torch.testing.assert_close(trained, before, atol=1e-4, rtol=0)
