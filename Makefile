@@ -23,7 +23,7 @@ demo: setup  ## teach, distil, measure and report on handwritten digits, in minu
 	$(BIN)/spikelet demo
 
 test: lint types  ## lint, types, the tests that are not slow, and the built package
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 	$(BIN)/python tests/check_package.py
 
 test-slow: setup  ## the slow tests only

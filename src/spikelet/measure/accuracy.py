@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spikelet.encode import repeat
 from spikelet.errors import UserError
-from spikelet.execute import bptt
+from spikelet.execute import Execute, bptt
 
 Batch = tuple[Tensor, Tensor]
 
@@ -29,10 +29,13 @@ def evaluating(net: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def answers_over_steps(net: nn.Module, images: Tensor, steps: Sequence[int]) -> dict[int, Tensor]:
+def answers_over_steps(
+    net: nn.Module, images: Tensor, steps: Sequence[int], execute: Execute = bptt
+) -> dict[int, Tensor]:
     """Logits "B K" after each number of steps: one run of max(steps), mean of its first t logits.
 
-    `images` are normalised, "B C H W", and shown unchanged at every step.
+    `images` are normalised, "B C H W", and shown unchanged at every step. `execute` runs the
+    network: any way gives the same answers, `partial(rate, fuse=True)` the fastest.
 
     Raises:
         UserError: if `steps` is empty or below 1, or the network has no neurons.
@@ -43,12 +46,12 @@ def answers_over_steps(net: nn.Module, images: Tensor, steps: Sequence[int]) -> 
             f"steps = {list(steps)}", "expected whole numbers of at least 1", "try 1 2 4"
         )
     with evaluating(net):
-        total = bptt(net, repeat(images, wanted[-1])).logits.float().cumsum(0)
+        total = execute(net, repeat(images, wanted[-1])).logits.float().cumsum(0)
     return {t: total[t - 1] / t for t in wanted}
 
 
 def predictions_over_steps(
-    net: nn.Module, batches: Iterable[Batch], steps: Sequence[int]
+    net: nn.Module, batches: Iterable[Batch], steps: Sequence[int], execute: Execute = bptt
 ) -> dict[int, Tensor]:
     """Whether each image is answered correctly after each number of steps: bool "N" on the CPU.
 
@@ -56,22 +59,24 @@ def predictions_over_steps(
         net: a spiking network.
         batches: (normalised images, labels), unshuffled where order matters; or `data.Batches`.
         steps: numbers of time steps; all come from one run of the largest.
+        execute: how the network runs.
 
     Raises:
         UserError: as `answers_over_steps`, or there are no batches.
     """
     found: dict[int, list[Tensor]] = {t: [] for t in sorted(set(steps))}
     for images, labels in _once(batches):
-        for t, logits in answers_over_steps(net, images, steps).items():
+        for t, logits in answers_over_steps(net, images, steps, execute).items():
             found[t].append(logits.argmax(1) == labels)
     return {t: _joined(parts) for t, parts in found.items()}
 
 
 def accuracy_over_steps(
-    net: nn.Module, batches: Iterable[Batch], steps: Sequence[int]
+    net: nn.Module, batches: Iterable[Batch], steps: Sequence[int], execute: Execute = bptt
 ) -> dict[int, float]:
     """Accuracy, 0 to 1, after each number of steps; arguments as `predictions_over_steps`."""
-    return {t: _share(hits) for t, hits in predictions_over_steps(net, batches, steps).items()}
+    hits = predictions_over_steps(net, batches, steps, execute)
+    return {t: _share(each) for t, each in hits.items()}
 
 
 def correct(net: nn.Module, batches: Iterable[Batch]) -> Tensor:

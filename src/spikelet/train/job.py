@@ -18,6 +18,7 @@ from spikelet.data import Batches, Dataset, Split, normalise
 from spikelet.distill import Distiller, freeze
 from spikelet.encode import Direct
 from spikelet.errors import UserError
+from spikelet.execute import Execute, bptt, rate
 from spikelet.measure import accuracy, accuracy_over_steps, health
 from spikelet.norm import freeze_norms
 from spikelet.recipe import (
@@ -165,7 +166,7 @@ def distill(
 
     def score(split: Split) -> float:
         batches = evaluation(split, dataset, place.device)
-        return accuracy_over_steps(student, batches, steps[-1:])[steps[-1]]
+        return accuracy_over_steps(student, batches, steps[-1:], runner(recipe))[steps[-1]]
 
     def layers() -> Mapping[str, Mapping[str, float]]:
         return health(student, images[:HEALTH_IMAGES], recipe.steps)
@@ -214,6 +215,12 @@ def teacher_of(recipe: Recipe, place: Place, dataset: Dataset) -> Loaded:
             "use a teacher that was trained on these classes",
         )
     return loaded
+
+
+def runner(recipe: Recipe) -> Execute:
+    """How a student is measured: fused if it was trained so, else unrolled."""
+    fused = recipe.execute.get("kind") == "rate" and recipe.execute.get("fuse")
+    return functools.partial(rate, fuse=True) if fused else bptt
 
 
 def make_student(
@@ -272,10 +279,10 @@ def compare(
     rows = [row("teacher", None, accuracy(freeze(teacher), batches()), recipe.seed)]
     for t in steps:
         converted = convert(teacher, neuron(), steps=t, calibrate=images)
-        value = accuracy_over_steps(converted, batches(), [t])[t]
+        value = accuracy_over_steps(converted, batches(), [t], runner(recipe))[t]
         rows.append(row("convert", t, value, recipe.seed))
     if student is not None and recipe.method != "convert":
-        found = accuracy_over_steps(student, batches(), steps)
+        found = accuracy_over_steps(student, batches(), steps, runner(recipe))
         rows += [row(recipe.method, t, found[t], recipe.seed) for t in steps]
     return rows
 
