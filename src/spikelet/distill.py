@@ -132,6 +132,8 @@ class Distiller(nn.Module):
     def _teach(self, x: Tensor) -> Trace | None:
         if self.teacher is None:
             return None
+        if self._frozen and _device(self.teacher) not in (None, x.device):
+            self.teacher.to(x.device)  # not registered: it does not follow the student by itself
         spiking = any(isinstance(module, Neuron) for module in self.teacher.modules())
         return (rate if spiking else ann)(self.teacher, x, self._teacher_taps)
 
@@ -163,6 +165,10 @@ class Distiller(nn.Module):
             own = F.cross_entropy(teacher.mean_logits.float(), labels)
             loss, parts["teacher"] = loss + own, own.detach()
         return loss, parts
+
+
+def _device(net: nn.Module) -> torch.device | None:
+    return next((p.device for p in net.parameters()), None)
 
 
 def freeze(teacher: nn.Module) -> nn.Module:
