@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from spikelet.neuron import IF as IF
     from spikelet.neuron import LIF as LIF
     from spikelet.recipe import Recipe as Recipe
+    from spikelet.recipe import Training as Training
     from spikelet.terms import Affine as Affine
     from spikelet.terms import CrossEntropy as CrossEntropy
     from spikelet.terms import Hybrid as Hybrid
     from spikelet.terms import Logits as Logits
     from spikelet.terms import Relation as Relation
+    from spikelet.terms import Term as Term
     from spikelet.trace import Trace as Trace
     from spikelet.train import fit as fit
     from spikelet.train import load as load
@@ -51,7 +53,9 @@ _PUBLIC = {
     "Affine": "spikelet.terms:Affine",
     "Relation": "spikelet.terms:Relation",
     "Hybrid": "spikelet.terms:Hybrid",
+    "Term": "spikelet.terms:Term",
     "Recipe": "spikelet.recipe:Recipe",
+    "Training": "spikelet.recipe:Training",
     "UserError": "spikelet.errors:UserError",
     "fit": "spikelet.train:fit",
     "load": "spikelet.train:load",

@@ -124,7 +124,7 @@ def convert(
     if found:
         places = "; ".join(f"{o.path}: {o.kind} ({o.fix})" for o in found)
         raise UserError("model", f"{len(found)} places cannot become spiking: {places}", "see each")
-    prototype = IF() if neuron is None else neuron
+    prototype = _prototype(neuron)
     modules = dict(net.named_modules())
     for node in list(net.graph.nodes):
         if is_activation(node, modules):
@@ -136,6 +136,24 @@ def convert(
         _calibrate(capture(model), net, calibrate, steps, sweeps)
         net.meta["example"] = calibrate[:EXAMPLES]
     return net
+
+
+def _prototype(neuron: Any) -> Neuron:
+    """The neuron to copy; IF by default."""
+    if neuron is None:
+        return IF()
+    if not isinstance(neuron, Neuron):
+        raise UserError(
+            f"neuron = {neuron!r}", "expected a neuron", "pass an instance of a Neuron such as IF()"
+        )
+    try:
+        return duplicate(neuron)
+    except Exception as error:
+        raise UserError(
+            f"neuron = {type(neuron).__name__}",
+            f"it cannot be copied ({error})",
+            "write it as a plain class, not as a frozen dataclass",
+        ) from error
 
 
 class Offset(nn.Module):

@@ -93,6 +93,12 @@ class Distiller(nn.Module):
         if not self.terms:
             raise UserError("terms = {}", "there is nothing to learn from", "pass a term")
         for name, term in self.terms.items():
+            if not isinstance(term, Term):
+                raise UserError(
+                    f"terms[{name!r}]",
+                    f"{type(term).__name__} is not a term",
+                    "derive a frozen dataclass from spikelet.Term",
+                )
             if term.taught and self.teacher is None:
                 raise UserError("teacher = None", f"term {name!r} needs a teacher", "pass one")
             if RANK[term.time] > RANK[available]:

@@ -242,7 +242,7 @@ def show(console: Console, report: Mapping[str, Any]) -> None:
     """Print a report."""
 
     def say(name: str, text: str) -> None:
-        console.print(f"{name:18}{text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{name:19}{text}", markup=False, highlight=False, soft_wrap=True)
 
     say("python", f"{report['python']} on {report['platform']}")
     for each in report["packages"]:

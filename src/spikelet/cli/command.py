@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shlex
 import signal
 import sys
@@ -168,7 +169,9 @@ def _failed(error: Exception, given: Sequence[str], as_json: bool, stdout: TextI
         fix = "give a smaller --batch or --device cpu"
         write_error(UserError("--batch", "the device's memory is full", fix), as_json, stdout)
         return MENDABLE
-    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == 28):
+    if isinstance(error, PermissionError) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+    ):
         where = UserError(
             str(error.filename or "--out"), str(error.strerror), "choose another place"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,11 +98,18 @@ def fresh(out: str | None, verb: str) -> Path:
         what = "is not writable" if nearest.is_dir() else "is a file"
         raise UserError(f"--out {out}", f"{nearest} {what}", "name another folder")
     if holds_run(folder):
+        line = ["spikelet", verb, "--resume", out]
         raise UserError(
             f"--out {out}",
             "it holds a run already",
-            f"continue it with `spikelet {verb} --resume {out}` or name another folder",
+            f"continue it with `{shlex.join(line)}` or name another folder",
         )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out {out}", f"it cannot be made ({error.strerror})", "name another folder"
+        ) from error
     return folder
 
 

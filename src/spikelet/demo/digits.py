@@ -64,6 +64,7 @@ def run(
     _claim(out, settings)
     command = f"spikelet demo --out {shlex.quote(str(out))} --seeds {seeds}"
     outcomes = []
+    reused = len(list(out.rglob("results.json")))
     try:
         with _few_threads():
             for seed in range(seeds):
@@ -73,6 +74,7 @@ def run(
         raise Interrupted(command, stop.code) from stop
     result = result_of(out, outcomes, settings)
     result["seconds"] = round(time.monotonic() - began, 1)
+    result["reused"] = reused
     write(out, result, outcomes, settings, command)
     show(console, result)
     return result

@@ -139,6 +139,11 @@ def _notes(dataset: Dataset, outcomes: Sequence[Outcome], settings: Settings) ->
     }
 
 
+def _reused(result: Mapping[str, Any]) -> str:
+    count = result.get("reused")
+    return f"; {count} runs were finished before, their time is not in it" if count else ""
+
+
 def _made(
     result: Mapping[str, Any], dataset: Dataset, settings: Settings, command: str
 ) -> dict[str, str]:
@@ -157,7 +162,7 @@ def _made(
         "same grid for each method",
         "hardware": f"{hardware()}; {THREADS} thread",
         "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-        "time": f"{result['seconds']:.0f} s of wall clock",
+        "time": f"{result['seconds']:.0f} s of wall clock" + _reused(result),
     }
     if git is not None:
         made["commit"] = git["commit"] + (" with changes" if git["changed"] else "")

@@ -92,7 +92,11 @@ def _from_function(
     offered = {"classes": classes, "num_classes": classes, "channels": channels, "size": size}
     given = {key: value for key, value in offered.items() if key in takes}
     chosen = options if width is None else {**options, "width": width}
-    model = build("model", {"kind": name, **chosen}, MODELS, **given)
+
+    def make() -> Any:
+        return build("model", {"kind": name, **chosen}, MODELS, **given)
+
+    model = _made(name, make) if ":" in name else make()
     if not isinstance(model, nn.Module):
         raise UserError(
             f"model={name}", f"it made a {type(model).__name__}", "return a torch.nn.Module"
@@ -107,7 +111,7 @@ def _from_timm(
     architecture = name.partition(".")[0]
     if not zoo.is_model(architecture):
         raise unknown("model", f"timm:{name}", [f"timm:{known}" for known in zoo.list_models()])
-    return _from_zoo(
+    return _made(
         f"timm:{name}",
         lambda: zoo.create_model(
             name, pretrained=pretrained, num_classes=classes, in_chans=channels, **options
@@ -129,20 +133,20 @@ def _from_torchvision(
             f"use timm:{name} or one of {', '.join(MODELS)}",
         )
     if not pretrained:
-        return _from_zoo(
+        return _made(
             f"torchvision:{name}", lambda: zoo.get_model(name, num_classes=classes, **options)
         )
-    model = _from_zoo(
-        f"torchvision:{name}", lambda: zoo.get_model(name, weights="DEFAULT", **options)
-    )
+    model = _made(f"torchvision:{name}", lambda: zoo.get_model(name, weights="DEFAULT", **options))
     _replace_classifier(model, classes)
     return model
 
 
-def _from_zoo(name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    """Runs a zoo's constructor; a refusal (no network, unknown option) becomes one sentence."""
+def _made(name: str, make: Callable[[], Any]) -> Any:
+    """Runs a constructor that is not ours; what it raises becomes one sentence."""
     try:
         return make()
+    except UserError:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:150].rstrip(".:; ")
         raise UserError(

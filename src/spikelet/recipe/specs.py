@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -97,7 +98,12 @@ def validated(
     for name, needed in allowed.items():
         if needed and name not in fields and name not in given:
             raise UserError(_dotted(argument, name), "it is missing", "add it")
-    return _coerced(argument, _hints(target), fields) | dict(given)
+    values = _coerced(argument, _hints(target), fields)
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            where = f"{_dotted(argument, name)} = {value}"
+            raise UserError(where, "expected a finite number", "give another value")
+    return values | dict(given)
 
 
 def _unknown_field(where: str, name: str, allowed: Iterable[str]) -> UserError:

@@ -118,7 +118,12 @@ def select(argument: str, on: str | Sequence[str], pairs: Pairs) -> tuple[Pair, 
         if chosen is None:
             return select(argument, [on], pairs)
         if not chosen:
-            raise UserError(argument, f"no places match {on!r}", "name them as student=teacher")
+            places = ", ".join(s for s, _ in pairs) or "none"
+            raise UserError(
+                f"{argument} = {on!r}",
+                f"it means no place; the matching places are: {places}",
+                f"name one with --terms.{argument}, or choose another method",
+            )
         return tuple(chosen)
     same = dict(pairs)
     split = [place.partition("=") for place in on]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -63,4 +64,4 @@ def resume_line(run: Path | None) -> str:
         task = json.loads((run / "recipe.json").read_text(encoding="utf-8"))["task"]
     except (OSError, ValueError, KeyError, TypeError):
         task = "distill"
-    return f"spikelet {task} --resume {run}"
+    return shlex.join(["spikelet", task, "--resume", str(run)])

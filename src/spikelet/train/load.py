@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,9 @@ def load(run: Path | str) -> Loaded:
     recipe = read_recipe(path)
     if not (path / MODEL_FILE).exists():
         raise UserError(
-            f"run = {path}", "the run is not finished", f"continue it with --resume {path}"
+            f"run = {path}",
+            "the run is not finished",
+            f"continue it with --resume {shlex.quote(str(path))}",
         )
     description = read_json(path / "model.json")
     weights = load_weights(path / MODEL_FILE)

@@ -46,7 +46,11 @@ def write_recipe(run: Path | str, recipe: Recipe) -> None:
 
 def read_recipe(run: Path | str) -> Recipe:
     """The recipe of a run folder, validated."""
-    return Recipe.from_json(json.dumps(read_json(Path(run) / "recipe.json")))
+    path = Path(run) / "recipe.json"
+    try:
+        return Recipe.from_json(json.dumps(read_json(path)))
+    except UserError as error:
+        raise UserError(f"{path}: {error.argument}", error.message, error.fix) from error
 
 
 def env(

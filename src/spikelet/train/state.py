@@ -112,5 +112,5 @@ def diverged(training: Training, epoch: int, batch: int, part: str) -> UserError
     return UserError(
         f"learning_rate = {training.learning_rate:g}",
         f"training diverged: {part} is not finite at epoch {epoch + 1}, batch {batch}",
-        f"lower it{clip}",
+        f"lower it{clip}, in a new run",
     )
