@@ -104,12 +104,6 @@ def fresh(out: str | None, verb: str) -> Path:
             "it holds a run already",
             f"continue it with `{shlex.join(line)}` or name another folder",
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--out {out}", f"it cannot be made ({error.strerror})", "name another folder"
-        ) from error
     return folder
 
 

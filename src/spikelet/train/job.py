@@ -301,7 +301,12 @@ def _finished(place: Place) -> dict[str, Any] | None:
 
 
 def _open(recipe: Recipe, place: Place, dataset: Dataset) -> None:
-    place.out.mkdir(parents=True, exist_ok=True)
+    try:
+        place.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"out = {place.out}", f"it cannot be made ({error.strerror})", "name another folder"
+        ) from error
     write_recipe(place.out, recipe)
     write_json(place.out / "env.json", env(place.device, dataset.hashes))
 
