@@ -173,6 +173,7 @@ def main() -> None:
     settings.pop("out")
     content = {"date": day, "settings": settings, "learning_rates": rates, "teacher": teacher}
     content |= {"env": env(), "rows": rows}
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"fashion-mnist-{day}.json").write_text(json.dumps(content, indent=2) + "\n")
     print(markdown(teacher, rows))
 
