@@ -188,5 +188,7 @@ def _check_classifier(
         raise UserError(
             f"model={name}",
             f"a classifier answers 2 images with logits of shape {(2, classes)}, not {shape}",
-            "choose a classifier with that many classes",
+            "choose a classifier with that many classes"
+            if isinstance(shape, tuple) and len(shape) == 2
+            else "return logits of shape (batch, classes)",
         )
