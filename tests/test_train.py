@@ -26,15 +26,6 @@ from spikelet.train import Interrupted, card, digest, env, fit, read_json, read_
 from spikelet.train.schedule import learning_rate, optimiser, parameter_groups
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they give on networks this small, most of all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Classifier(nn.Module):
     """A distiller's stand-in with batch norm, dropout and noise from the generator."""
 

@@ -30,6 +30,7 @@ from spikelet.recipe import (
     Recipe,
     build,
 )
+from spikelet.terms import Term
 from spikelet.train.fit import fit
 from spikelet.train.load import (
     ANN,
@@ -110,10 +111,9 @@ def teach(
     dataset = load_data(recipe) if dataset is None else dataset
     description = describe(recipe.model, dataset, recipe.seed)
     model = assemble(description).to(place.device)
-    terms = {name: build(f"terms.{name}", spec, TERMS) for name, spec in recipe.terms.items()}
     distiller = Distiller(
         model,
-        terms=terms,
+        terms=build_terms(recipe),
         execute=build("execute", recipe.execute, EXECUTES),
         encode=Direct(1),
         example=calibration(dataset, 2, recipe.seed, place.device),
@@ -247,9 +247,14 @@ def make_student(
     return student, description | {"neuron": recipe.neuron}
 
 
+def build_terms(recipe: Recipe) -> dict[str, Term]:
+    """The losses of a recipe, by name."""
+    return {name: build(f"terms.{name}", spec, TERMS) for name, spec in recipe.terms.items()}
+
+
 def bind(recipe: Recipe, student: nn.Module, teacher: nn.Module, images: Tensor) -> Distiller:
     """The distiller of a recipe."""
-    terms = {name: build(f"terms.{name}", spec, TERMS) for name, spec in recipe.terms.items()}
+    terms = build_terms(recipe)
     needed = any(term.taught for term in terms.values())
     return Distiller(
         student,
@@ -265,7 +270,7 @@ def compare(
     recipe: Recipe,
     dataset: Dataset,
     teacher: nn.Module,
-    student: nn.Module | None,
+    student: nn.Module,
     steps: list[int],
     images: Tensor,
 ) -> list[dict[str, Any]]:
@@ -281,7 +286,7 @@ def compare(
         converted = convert(teacher, neuron(), steps=t, calibrate=images)
         value = accuracy_over_steps(converted, batches(), [t], runner(recipe))[t]
         rows.append(row("convert", t, value, recipe.seed))
-    if student is not None and recipe.method != "convert":
+    if recipe.method != "convert":
         found = accuracy_over_steps(student, batches(), steps, runner(recipe))
         rows += [row(recipe.method, t, found[t], recipe.seed) for t in steps]
     return rows
