@@ -11,7 +11,7 @@ from torch import nn
 from spikelet.convert import convert, settle_norms
 from spikelet.encode import repeat
 from spikelet.execute import bptt, rate
-from spikelet.norm import FrozenNorm, freeze_norms, settle
+from spikelet.norm import FrozenNorm, estimate_norms, freeze_norms, settle
 
 STEPS = 3
 
@@ -72,3 +72,44 @@ def test_settled_student_starts_training_where_it_was_calibrated() -> None:
     torch.testing.assert_close(bptt(net, repeat(images, STEPS)).logits, before, atol=1e-4, rtol=0)
     trained = rate(net.train(), repeat(images, STEPS)).logits
     torch.testing.assert_close(trained, before, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("execute", [rate, bptt])
+def test_estimated_statistics_are_the_plain_average_over_the_batches(execute) -> None:
+    """Against a loop over batches that reads the currents of each norm."""
+    net, images = student()
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    modes = [module.training for module in net.modules()]
+    batches = images.split(4)
+    estimate_norms(net, batches, lambda n, x: execute(n, repeat(x, STEPS)))
+    assert [module.training for module in net.modules()] == modes
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(norm.momentum == 0.1 for norm in norms)
+    seen: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]] = {norm: [] for norm in norms}
+
+    def look(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = inputs[0].transpose(0, 1).flatten(1)
+        seen[norm].append((x.mean(1), x.var(1)))
+
+    net.train()
+    kept = copy.deepcopy(net.state_dict())
+    handles = [norm.register_forward_pre_hook(look) for norm in norms]
+    for batch in batches:
+        bptt(net, repeat(batch, STEPS))
+    for handle in handles:
+        handle.remove()
+    net.load_state_dict(kept)
+    for norm in norms:
+        mean = torch.stack([m for m, _ in seen[norm]]).mean(0)
+        variance = torch.stack([v for _, v in seen[norm]]).mean(0)
+        torch.testing.assert_close(norm.running_mean, mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.running_var, variance, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_norms_are_not_estimated() -> None:
+    net, images = student()
+    freeze_norms(net)
+    before = copy.deepcopy(net.state_dict())
+    estimate_norms(net, images.split(4), lambda n, x: bptt(n, repeat(x, STEPS)))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

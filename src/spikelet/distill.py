@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -40,7 +41,7 @@ class Distiller(nn.Module):
             eval mode and kept out of parameters and state; it is never changed.
         terms: name -> loss.
         execute: how the student runs and how its gradient is taken.
-        encode: images "B ..." to "T B ...".
+        encode: images "B ..." to "T B ..."; one that takes a `generator` draws from the step's.
         pairs: matching places (student path, teacher path); by default the stage outputs of equal
             resolution.
         example: normalised images "B ..." that give shapes and starting points of mappings;
@@ -112,9 +113,9 @@ class Distiller(nn.Module):
         modes = {module: module.training for module in self.modules()}
         self.eval()
         with torch.no_grad():
-            x = self.encode(example)
+            x = self._encoded(example, None)
             student = self.execute(self.student, x, self._student_taps)
-            teacher = self._teach(x)
+            teacher = self._teach(x, example)
         for module, mode in modes.items():
             module.training = mode
         if teacher is not None and teacher.logits.shape[-1] != student.logits.shape[-1]:
@@ -124,7 +125,7 @@ class Distiller(nn.Module):
                 f"{student.logits.shape[-1]}",
                 "use a teacher of the same classes",
             )
-        return Binding(student, teacher, self.pairs, self._suffix)
+        return Binding(student, teacher, self.pairs, self._suffix, self.teacher)
 
     def _suffix(self, path: str) -> fx.GraphModule:
         if self.joint is not None:
@@ -135,13 +136,24 @@ class Distiller(nn.Module):
             )
         return after(self.teacher, path).eval()
 
-    def _teach(self, x: Tensor) -> Trace | None:
+    def _encoded(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        if "generator" in inspect.signature(self.encode).parameters:
+            encode: Callable[..., Tensor] = self.encode
+            return encode(images, generator=generator)
+        return self.encode(images)
+
+    def _teach(self, x: Tensor, images: Tensor) -> Trace | None:
+        """The teacher's trace: a spiking one sees x "T B ...", an ANN a still image as it is."""
         if self.teacher is None:
             return None
         if self._frozen and _device(self.teacher) not in (None, x.device):
             self.teacher.to(x.device)  # not registered: it does not follow the student by itself
         spiking = any(isinstance(module, Neuron) for module in self.teacher.modules())
-        return (rate if spiking else ann)(self.teacher, x, self._teacher_taps)
+        if spiking:
+            return rate(self.teacher, x, self._teacher_taps)
+        still = images.shape == x.shape[1:]
+        taps = {path: _analogue(fields) for path, fields in self._teacher_taps.items()}
+        return ann(self.teacher, images.unsqueeze(0) if still else x, taps)
 
     def forward(
         self,
@@ -158,9 +170,9 @@ class Distiller(nn.Module):
             progress: share of the training that is done, 0 to 1.
             generator: source of the terms' randomness, on the CPU.
         """
-        x = self.encode(images)
+        x = self._encoded(images, generator)
         with torch.set_grad_enabled(self.joint is not None and torch.is_grad_enabled()):
-            teacher = self._teach(x)
+            teacher = self._teach(x, images)
         student = self.execute(self.student, x, self._student_taps)
         seen = detached(teacher) if self.joint is not None else teacher
         step = Step(student, seen, labels, progress, generator)
@@ -171,6 +183,11 @@ class Distiller(nn.Module):
             own = F.cross_entropy(teacher.mean_logits.float(), labels)
             loss, parts["teacher"] = loss + own, own.detach()
         return loss, parts
+
+
+def _analogue(fields: tuple[str, ...]) -> tuple[str, ...]:
+    """The fields that an ANN has: a term that needs its spikes says so itself."""
+    return tuple(field for field in fields if field != "spikes")
 
 
 def _device(net: nn.Module) -> torch.device | None:

@@ -1,14 +1,21 @@
-"""Encoders: images to what the network sees at each time step."""
+"""Encoders: images to what the network sees at each time step.
+
+Images arrive normalised, (intensity - mean) / std per channel. Direct encoding shows them as they
+are; the others undo that first, since spikes stand for intensities between 0 and 1.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import Literal, final
 
-from spikelet.errors import UserError
+import torch
+from torch import Generator, Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from spikelet.errors import UserError, unknown
+
+Channels = tuple[float, ...]
+BLACK = 0.5 / 255  # half a level of 8 bits: what rounding leaves of black is less
 
 
 def repeat(images: Tensor, steps: int) -> Tensor:
@@ -17,9 +24,13 @@ def repeat(images: Tensor, steps: int) -> Tensor:
     Raises:
         UserError: if `steps` is below 1.
     """
+    _check_steps(steps)
+    return images.unsqueeze(0).expand(steps, *images.shape)
+
+
+def _check_steps(steps: int) -> None:
     if steps < 1:
         raise UserError(f"steps = {steps}", "expected a whole number of at least 1", "raise it")
-    return images.unsqueeze(0).expand(steps, *images.shape)
 
 
 @final
@@ -32,3 +43,113 @@ class Direct:
     def __call__(self, images: Tensor) -> Tensor:
         """Images "B ..." to a view "T B ..."."""
         return repeat(images, self.steps)
+
+
+def intensity(images: Tensor, mean: Channels, std: Channels, gain: float = 1.0) -> Tensor:
+    """clip(gain (x std + mean), 0, 1) of normalised images x "B C ...": what spikes stand for.
+
+    Raises:
+        UserError: if `mean` or `std` have neither one value nor one per channel.
+    """
+    scale, shift = (_per_channel(name, v, images) for name, v in (("std", std), ("mean", mean)))
+    return (gain * (images * scale + shift)).clamp(0, 1)
+
+
+def _per_channel(name: str, values: Channels, images: Tensor) -> Tensor:
+    """One value, or one for each channel, shaped to broadcast against images "B C ..."."""
+    if len(values) not in (1, images.shape[1]):
+        raise UserError(
+            f"{name} = {tuple(values)}",
+            f"the images have {images.shape[1]} channels",
+            "give one value, or one per channel",
+        )
+    return images.new_tensor(values).reshape(-1, *[1] * (images.ndim - 2))
+
+
+@final
+@dataclass(frozen=True)
+class Poisson:
+    """Rate coding: at each step a spike with the probability of the intensity (Bernoulli draws).
+
+    P(s_t = 1) = clip(gain (x std + mean), 0, 1), independent in time, so that the mean over T
+    approaches the intensity as 1 / sqrt(T).
+
+    Args:
+        steps: T.
+        gain: factor of the intensity.
+        seed: what is drawn where a call brings no generator: then the same in every call, so that
+            an evaluation can be repeated. In training pass a generator.
+        mean, std: per channel, what the images were normalised with; by default not at all.
+        normalised: show (s - mean) / std instead of s, whose expectation is the normalised image
+            itself (where gain is 1): for a network whose weights expect that.
+    """
+
+    steps: int = 4
+    gain: float = 1.0
+    seed: int = 0
+    mean: Channels = (0.0,)
+    std: Channels = (1.0,)
+    normalised: bool = False
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+        _check_gain(self.gain)
+
+    def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
+        """Normalised images "B C ..." to spikes "T B C ...", drawn on the generator's device."""
+        probability = intensity(images, self.mean, self.std, self.gain)
+        source = Generator().manual_seed(self.seed) if generator is None else generator
+        shape = (self.steps, *images.shape)
+        drawn = torch.rand(shape, generator=source, device=source.device).to(images.device)
+        spikes = (drawn < probability).to(images.dtype)
+        if not self.normalised:
+            return spikes
+        shift, scale = (_per_channel("", v, images) for v in (self.mean, self.std))
+        return (spikes - shift) / scale
+
+
+@final
+@dataclass(frozen=True)
+class Latency:
+    """Time to first spike: one spike per pixel, the earlier the brighter; black never fires.
+
+    Black is an intensity below half a level of 8 bits, 0.5 / 255.
+
+    Of intensity p, at step t = round((T - 1)(1 - p)) (linear), or t = round((T - 1) - ln(alpha p
+    + 1)) with alpha = e^(T - 1) - 1 (log), counted from 0.
+
+    Args:
+        steps: T.
+        mapping: from intensity to time, "linear" or "log".
+        gain: factor of the intensity.
+        mean, std: per channel, what the images were normalised with; by default not at all.
+    """
+
+    steps: int = 4
+    mapping: Literal["linear", "log"] = "linear"
+    gain: float = 1.0
+    mean: Channels = (0.0,)
+    std: Channels = (1.0,)
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+        _check_gain(self.gain)
+        if self.mapping not in ("linear", "log"):
+            raise unknown("mapping", self.mapping, ("linear", "log"))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalised images "B C ..." to spikes "T B C ..."."""
+        p = intensity(images, self.mean, self.std, self.gain)
+        last = torch.tensor(self.steps - 1, dtype=torch.float64, device=images.device)
+        if self.mapping == "linear":
+            time = (last * (1 - p)).round()
+        else:  # ln(alpha p + 1) without alpha itself, which overflows for many steps
+            growth = last + torch.log1p(-torch.exp(-last)) + p.double().log()
+            time = (last - torch.logaddexp(growth, torch.zeros_like(growth))).round()
+        step = torch.arange(self.steps, device=images.device).reshape(-1, *[1] * images.ndim)
+        return ((time == step) & (p > self.gain * BLACK)).to(images.dtype)
+
+
+def _check_gain(gain: float) -> None:
+    if gain <= 0:
+        raise UserError(f"gain = {gain}", "expected more than 0", "raise it")

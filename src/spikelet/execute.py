@@ -67,7 +67,7 @@ def ann(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
         with _outputs(net, asked) as outputs:
             logits = net(image)
         return Trace(logits.unsqueeze(0), {path: Tap(outputs[path]) for path in asked})
-    wanted, found = _wanted(net, asked), {}
+    wanted, found = wanted_taps(net, asked), {}
 
     def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(function, Neuron):
@@ -79,13 +79,13 @@ def ann(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
         return value
 
     logits = walk(net, image, rule)
-    return Trace(logits.unsqueeze(0), _answer(net, asked, found))
+    return Trace(logits.unsqueeze(0), answer(net, asked, found))
 
 
 def bptt(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
     """Runs a spiking network unrolled over x "T B ...": exact surrogate gradients, memory ~ T."""
-    net, asked = _spiking(net), fields_of(taps)
-    steps, wanted, found = len(x), _wanted(net, asked), {}
+    net, asked = spiking(net), fields_of(taps)
+    steps, wanted, found = len(x), wanted_taps(net, asked), {}
 
     def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(function, Neuron):
@@ -107,7 +107,7 @@ def bptt(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
         return fold(output)
 
     logits = walk(net, fold(x), rule)
-    return Trace(unfold(logits, steps), _answer(net, asked, found))
+    return Trace(unfold(logits, steps), answer(net, asked, found))
 
 
 def rate(
@@ -130,8 +130,8 @@ def rate(
         divide_by_steps: scales the gradient by 1/T as the published code does, not the loss.
         fuse: compiles the neurons' scan (some ten seconds once); same spikes, much less time.
     """
-    net, asked = _spiking(net), fields_of(taps)
-    steps, wanted, found = len(x), _wanted(net, asked), {}
+    net, asked = spiking(net), fields_of(taps)
+    steps, wanted, found = len(x), wanted_taps(net, asked), {}
 
     def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
         x = args[0] if args and isinstance(args[0], Dual) else None
@@ -159,7 +159,7 @@ def rate(
     logits = walk(net, _enter(x), rule)
     values = unfold(at_steps(logits, steps), steps)
     mean = _Scaled.apply(logits.mean, 1 / steps) if divide_by_steps else logits.mean
-    return Trace(per_step(values, mean), _answer(net, asked, found))
+    return Trace(per_step(values, mean), answer(net, asked, found))
 
 
 rate.gives = "mean"  # type: ignore[attr-defined]
@@ -197,7 +197,7 @@ def _neuron_tap(neuron: Neuron, x: Dual, value: Dual, response: Any, fields: set
     return Tap(value.mean, spikes, current, potential)
 
 
-def _spiking(net: nn.Module) -> fx.GraphModule:
+def spiking(net: nn.Module) -> fx.GraphModule:
     if isinstance(net, fx.GraphModule) and "moved" in net.meta:
         return net
     by_hand = any(isinstance(module, Neuron) for module in net.modules())
@@ -208,7 +208,7 @@ def _spiking(net: nn.Module) -> fx.GraphModule:
     )
 
 
-def _wanted(net: fx.GraphModule, asked: Mapping[str, tuple[str, ...]]) -> Wanted:
+def wanted_taps(net: fx.GraphModule, asked: Mapping[str, tuple[str, ...]]) -> Wanted:
     """The nodes behind the taps, with all fields asked of each."""
     modules = dict(net.named_modules())
     wanted: Wanted = {}
@@ -228,13 +228,13 @@ def _wanted(net: fx.GraphModule, asked: Mapping[str, tuple[str, ...]]) -> Wanted
     return wanted
 
 
-def _answer(net: fx.GraphModule, asked: Mapping[str, Any], found: Mapping[fx.Node, Tap]) -> Any:
+def answer(net: fx.GraphModule, asked: Mapping[str, Any], found: Mapping[fx.Node, Tap]) -> Any:
     """Each asked path with the fields asked for."""
-    answer = {}
+    taps = {}
     for path, fields in asked.items():
         tap = found[resolve(net, path)]
-        answer[path] = Tap(tap.mean, **{f: getattr(tap, f) for f in fields if f != "mean"})
-    return answer
+        taps[path] = Tap(tap.mean, **{f: getattr(tap, f) for f in fields if f != "mean"})
+    return taps
 
 
 @contextmanager

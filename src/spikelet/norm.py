@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -63,3 +65,49 @@ def freeze_norms(net: nn.Module) -> nn.Module:
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             net.set_submodule(path, FrozenNorm(module))
     return net
+
+
+def tracking(net: nn.Module) -> list[_BatchNorm]:
+    """The batch norms of a network that keep running statistics."""
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    return [norm for norm in norms if norm.running_mean is not None]
+
+
+@torch.no_grad()
+def estimate_norms(
+    net: nn.Module, batches: Iterable[Tensor], run: Callable[[nn.Module, Tensor], Any]
+) -> None:
+    """Batch norms take the plain average of the statistics of some batches, in one pass.
+
+    A running average forgets all but the last ten batches. Spikes answer a small shift of their
+    currents with another spike, so that estimate is too poor for a spiking network.
+
+    Args:
+        net: any network; only running statistics change, every mode is put back.
+        batches: normalised images "B C H W".
+        run: runs the network on a batch as it is run in training.
+    """
+    norms = tracking(net)
+    if norms:
+        with _averaging(net, norms):
+            for images in batches:
+                run(net, images)
+
+
+@contextmanager
+def _averaging(net: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
+    """Everything in eval mode but the norms, which average all they see from here on."""
+    modes = {module: module.training for module in net.modules()}
+    momenta = [norm.momentum for norm in norms]
+    net.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode

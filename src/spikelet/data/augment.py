@@ -91,28 +91,43 @@ class Cutout:
 
 @dataclass(frozen=True)
 class AutoAugment:
-    """Learned policies of Cubuk et al., 2019, one drawn per image, through torchvision."""
+    """Learned policies of Cubuk et al., 2019, through torchvision.
+
+    One is drawn for every `share` images: on a GPU single images are slow, and a shuffled batch
+    may well share some draws.
+    """
 
     policy: str = "cifar10"
+    share: int = 1
+
+    def __post_init__(self) -> None:
+        _check_share(self.share)
 
     def __call__(self, images: Images, generator: Generator) -> Images:
         v2, enumeration = _transforms(), torchvision().transforms.AutoAugmentPolicy
         policies = {policy.value: policy for policy in enumeration}
         if self.policy not in policies:
             raise unknown("policy", self.policy, policies)
-        return _each(v2.AutoAugment(policies[self.policy]), images, generator)
+        return _each(v2.AutoAugment(policies[self.policy]), images, generator, self.share)
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`operations` random changes per image of the given magnitude (Cubuk et al., 2020)."""
+    """`operations` random changes of the given magnitude (Cubuk et al., 2020).
+
+    They are drawn for every `share` images, as in `AutoAugment`.
+    """
 
     operations: int = 2
     magnitude: int = 9
+    share: int = 1
+
+    def __post_init__(self) -> None:
+        _check_share(self.share)
 
     def __call__(self, images: Images, generator: Generator) -> Images:
         change = _transforms().RandAugment(self.operations, self.magnitude)
-        return _each(change, images, generator)
+        return _each(change, images, generator, self.share)
 
 
 def _transforms() -> ModuleType:
@@ -120,12 +135,17 @@ def _transforms() -> ModuleType:
     return importlib.import_module("torchvision.transforms.v2")
 
 
-def _each(transform: Any, images: Tensor, generator: Generator) -> Tensor:
-    """Applies a torchvision transform image by image, its randomness drawn from `generator`.
+def _check_share(share: int) -> None:
+    if share < 1:
+        raise UserError(f"share={share}", "expected 1 image or more", "choose 1")
+
+
+def _each(transform: Any, images: Tensor, generator: Generator, share: int) -> Tensor:
+    """Applies a torchvision transform to `share` images at a time, drawn from `generator`.
 
     Torchvision draws from torch's global CPU generator: it is seeded inside and restored after.
     """
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return torch.stack([transform(image) for image in images])
+        return torch.cat([transform(part) for part in images.split(share)])

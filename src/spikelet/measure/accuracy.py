@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from spikelet.errors import UserError
 from spikelet.execute import Execute, bptt
 
 Batch = tuple[Tensor, Tensor]
+Encode = Callable[[Tensor, int], Tensor]
 
 
 @contextmanager
@@ -30,12 +31,18 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def answers_over_steps(
-    net: nn.Module, images: Tensor, steps: Sequence[int], execute: Execute = bptt
+    net: nn.Module,
+    images: Tensor,
+    steps: Sequence[int],
+    execute: Execute = bptt,
+    encode: Encode = repeat,
 ) -> dict[int, Tensor]:
     """Logits "B K" after each number of steps: one run of max(steps), mean of its first t logits.
 
-    `images` are normalised, "B C H W", and shown unchanged at every step. `execute` runs the
-    network: any way gives the same answers, `partial(rate, fuse=True)` the fastest.
+    `images` are normalised, "B C H W"; `encode` makes (images, T) the input "T B ...", by default
+    shown unchanged at every step. `execute` runs the
+    network: any way over time gives the same answers, `partial(rate, fuse=True)` the fastest.
+    One that has no time, as `quantised`, runs once for each number of steps.
 
     Raises:
         UserError: if `steps` is empty or below 1, or the network has no neurons.
@@ -46,12 +53,18 @@ def answers_over_steps(
             f"steps = {list(steps)}", "expected whole numbers of at least 1", "try 1 2 4"
         )
     with evaluating(net):
-        total = execute(net, repeat(images, wanted[-1])).logits.float().cumsum(0)
+        if not getattr(execute, "unrolled", True):
+            return {t: execute(net, encode(images, t)).mean_logits.float() for t in wanted}
+        total = execute(net, encode(images, wanted[-1])).logits.float().cumsum(0)
     return {t: total[t - 1] / t for t in wanted}
 
 
 def predictions_over_steps(
-    net: nn.Module, batches: Iterable[Batch], steps: Sequence[int], execute: Execute = bptt
+    net: nn.Module,
+    batches: Iterable[Batch],
+    steps: Sequence[int],
+    execute: Execute = bptt,
+    encode: Encode = repeat,
 ) -> dict[int, Tensor]:
     """Whether each image is answered correctly after each number of steps: bool "N" on the CPU.
 
@@ -60,22 +73,27 @@ def predictions_over_steps(
         batches: (normalised images, labels), unshuffled where order matters; or `data.Batches`.
         steps: numbers of time steps; all come from one run of the largest.
         execute: how the network runs.
+        encode: (images, T) to the input "T B ...".
 
     Raises:
         UserError: as `answers_over_steps`, or there are no batches.
     """
     found: dict[int, list[Tensor]] = {t: [] for t in sorted(set(steps))}
     for images, labels in _once(batches):
-        for t, logits in answers_over_steps(net, images, steps, execute).items():
+        for t, logits in answers_over_steps(net, images, steps, execute, encode).items():
             found[t].append(logits.argmax(1) == labels)
     return {t: _joined(parts) for t, parts in found.items()}
 
 
 def accuracy_over_steps(
-    net: nn.Module, batches: Iterable[Batch], steps: Sequence[int], execute: Execute = bptt
+    net: nn.Module,
+    batches: Iterable[Batch],
+    steps: Sequence[int],
+    execute: Execute = bptt,
+    encode: Encode = repeat,
 ) -> dict[int, float]:
     """Accuracy, 0 to 1, after each number of steps; arguments as `predictions_over_steps`."""
-    hits = predictions_over_steps(net, batches, steps, execute)
+    hits = predictions_over_steps(net, batches, steps, execute, encode)
     return {t: _share(each) for t, each in hits.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -15,7 +16,9 @@ from spikelet.rate import fold, unfold
 SATURATED = 0.95  # share of steps from which a channel counts as always firing
 
 
-def health(net: nn.Module, images: Tensor, steps: int) -> dict[str, dict[str, float]]:
+def health(
+    net: nn.Module, images: Tensor, steps: int, encode: Callable[[Tensor, int], Tensor] = repeat
+) -> dict[str, dict[str, float]]:
     """What the neurons of each layer do on some images, by neuron path, in network order.
 
     `rate` is the mean |s| per neuron and step, `dead` the share of channels that never fire,
@@ -25,6 +28,7 @@ def health(net: nn.Module, images: Tensor, steps: int) -> dict[str, dict[str, fl
         net: a spiking network.
         images: normalised, "B C H W".
         steps: T, the number of time steps to run.
+        encode: (images, T) to the input "T B ...".
     """
     graph = net if isinstance(net, fx.GraphModule) else capture(net)
     found: dict[str, Tensor] = {}
@@ -38,7 +42,7 @@ def health(net: nn.Module, images: Tensor, steps: int) -> dict[str, dict[str, fl
         return fold(spikes * per_channel(function.theta, currents[0]).to(spikes))
 
     with evaluating(graph):
-        walk(graph, fold(repeat(images, steps)), rule)
+        walk(graph, fold(encode(images, steps)), rule)
     return {path: _summary(rates) for path, rates in found.items()}
 
 

@@ -15,10 +15,32 @@ KD: Spec = {"kind": "logits", "tau": 3.0}
 METHODS: Mapping[str, dict[str, Spec]] = {
     "none": {"ce": CE},
     "convert": {"ce": CE},
+    "qann": {"ce": CE, "logits": KD},
     "logits": {"ce": CE, "logits": KD},
     "hybrid": {"ce": CE, "logits": KD, "hybrid": {"kind": "hybrid", "weight": 0.3}},
     "affine": {"ce": CE, "affine": {"kind": "affine"}},
+    "kdsnn-response": {
+        "ce": {**CE, "weight": 0.1},
+        "logits": {"kind": "logits", "weight": 0.9, "tau": 4.0},
+    },
+    "kdsnn-feature": {"ce": CE, "feature": {"kind": "feature"}},
     "supersnn": {"ce": CE, "relation": {"kind": "relation"}},
+    "heterogeneous-temperature": {
+        "ce": CE,
+        "logits": {"kind": "logits", "tau": 4.0, "student_tau": 2.0},
+    },
+    "twkd": {
+        "ce": {**CE, "per_step": True},
+        "logits": {"kind": "step-logits", "weight": 0.2, "tau": 3.0},
+        "ensemble": {"kind": "step-ensemble", "weight": 0.5, "tau": 3.0},
+    },
+    "distilling-spikes": {"ce": CE, "spikes": {"kind": "spike-windows"}},
+}
+UNROLLED: dict[str, Any] = {"execute": {"kind": "bptt"}}
+FIELDS: Mapping[str, dict[str, Any]] = {
+    "qann": {"execute": {"kind": "quantised"}},
+    "twkd": UNROLLED,
+    "distilling-spikes": UNROLLED,
 }
 DEFAULT_METHOD = "hybrid"
 
@@ -70,6 +92,8 @@ def default_recipe(task: str, data: Spec, method: str = DEFAULT_METHOD, **fields
     }
     if not teach and kind != "digits":
         values["execute"] = {"kind": "rate", "fuse": True}
+    if not teach:
+        values |= FIELDS.get(method, {})
     if teach:
         values |= {"execute": {"kind": "ann"}, "steps": 1, "calibrate": 0}
     return Recipe(**(values | fields))

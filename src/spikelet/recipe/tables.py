@@ -8,7 +8,11 @@ from typing import Any
 Spec = dict[str, Any]
 Table = Mapping[str, str]
 
-NEURONS: Table = {"IF": "spikelet.neuron:IF", "LIF": "spikelet.neuron:LIF"}
+NEURONS: Table = {
+    "IF": "spikelet.neuron:IF",
+    "LIF": "spikelet.neuron:LIF",
+    "PLIF": "spikelet.neuron:PLIF",
+}
 SURROGATES: Table = {
     "sigmoid": "spikelet.spike:Sigmoid",
     "arctangent": "spikelet.spike:Arctangent",
@@ -19,21 +23,31 @@ TERMS: Table = {
     "cross-entropy": "spikelet.terms:CrossEntropy",
     "logits": "spikelet.terms:Logits",
     "affine": "spikelet.terms:Affine",
+    "feature": "spikelet.terms:Feature",
     "relation": "spikelet.terms:Relation",
     "hybrid": "spikelet.terms:Hybrid",
+    "step-logits": "spikelet.terms:StepLogits",
+    "step-ensemble": "spikelet.terms:StepEnsemble",
+    "spike-windows": "spikelet.terms:SpikeWindows",
 }
 EXECUTES: Table = {
     "ann": "spikelet.execute:ann",
     "bptt": "spikelet.execute:bptt",
     "rate": "spikelet.execute:rate",
+    "quantised": "spikelet.quantise:quantised",
 }
-ENCODERS: Table = {"direct": "spikelet.encode:Direct"}
+ENCODERS: Table = {
+    "direct": "spikelet.encode:Direct",
+    "poisson": "spikelet.encode:Poisson",
+    "latency": "spikelet.encode:Latency",
+}
 DATA: Table = {
     "digits": "spikelet.data:digits",
     "mnist": "spikelet.data:mnist",
     "fashion-mnist": "spikelet.data:fashion_mnist",
     "cifar10": "spikelet.data:cifar10",
     "cifar100": "spikelet.data:cifar100",
+    "tiny-imagenet": "spikelet.data:tiny_imagenet",
     "imagefolder": "spikelet.data:imagefolder",
 }
 AUGMENTS: Table = {
@@ -47,9 +61,21 @@ MODELS: Table = {
     "small-cnn": "spikelet.models:small_cnn",
     "resnet18": "spikelet.models:resnet18",
     "resnet19": "spikelet.models:resnet19",
+    "resnet34": "spikelet.models:resnet34",
     "resnet20": "spikelet.models:resnet20",
     "resnet56": "spikelet.models:resnet56",
+    "preact-resnet18": "spikelet.models:preact_resnet18",
+    "preact-resnet34": "spikelet.models:preact_resnet34",
+    "ms-resnet18": "spikelet.models:ms_resnet18",
+    "ms-resnet34": "spikelet.models:ms_resnet34",
+    "sew-resnet18": "spikelet.models:sew_resnet18",
+    "sew-resnet34": "spikelet.models:sew_resnet34",
+    "wrn16-2": "spikelet.models:wrn16_2",
+    "wrn28-4": "spikelet.models:wrn28_4",
+    "pyramidnet18": "spikelet.models:pyramidnet18",
+    "vgg9": "spikelet.models:vgg9",
     "vgg11": "spikelet.models:vgg11",
     "vgg16": "spikelet.models:vgg16",
+    "vggsnn": "spikelet.models:vggsnn",
 }
 NESTED: Mapping[str, Table] = {"surrogate": SURROGATES, "neuron": NEURONS}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spikelet.data import Batches
 from spikelet.errors import UserError
 from spikelet.recipe import Training
+from spikelet.train.graphed import Graphed
 from spikelet.train.interrupt import Interrupted, Stop, listening, resume_line
 from spikelet.train.log import Log
 from spikelet.train.schedule import learning_rate
@@ -86,6 +87,7 @@ class _Loop:
     taken: int = 0
     stored_at: float = 0.0
     settled_at: float = 0.0
+    graphed: Graphed | None = None
 
     @property
     def skips(self) -> bool:
@@ -100,6 +102,9 @@ class _Loop:
             self.state.load(self.run)
         else:
             self.store()
+        if self.state.training.graph:
+            half = self.state.training.precision == "bf16"
+            self.graphed = Graphed(self.state.distiller, half)
         if self.state.standing.batch and not self.skips:
             raise UserError(
                 "batches",
@@ -173,16 +178,10 @@ class _Loop:
         for group in state.optimiser.param_groups:
             group["lr"] = learning_rate(training, done, self.length)
         state.settled = False
-        half = training.precision == "bf16"
-        with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=half):
-            loss, parts = state.distiller(
-                images,
-                labels,
-                progress=done / (training.epochs * self.length),
-                generator=state.generator,
-            )
-        state.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        if self.graphed is not None and self.graphed.takes(images):
+            loss, parts = self.graphed.step(images, labels)
+        else:
+            loss, parts = self.eager(images, labels, done / (training.epochs * self.length))
         if training.clip is not None:
             nn.utils.clip_grad_norm_(state.parameters, training.clip)
         state.optimiser.step()
@@ -192,6 +191,19 @@ class _Loop:
         standing.totals.add(standing.batch, len(images), loss, parts)
         self.taken += 1
         state.settled = True
+
+    def eager(
+        self, images: Tensor, labels: Tensor, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, parts and gradients of one batch."""
+        state, half = self.state, self.state.training.precision == "bf16"
+        with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=half):
+            loss, parts = state.distiller(
+                images, labels, progress=progress, generator=state.generator
+            )
+        state.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        return loss, parts
 
     def finish(self, evaluate: Evaluate | None, health: Health | None) -> dict[str, Any]:
         """Close the epoch: measure, and start the next one's account."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping
+import resource
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,40 +14,39 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from spikelet.checkpoint import load_metadata, load_weights, save_weights
-from spikelet.convert import convert, settle_norms
-from spikelet.data import Batches, Dataset, Split, normalise
+from spikelet.convert import convert
+from spikelet.data import Batches, Dataset, Split
 from spikelet.distill import Distiller, freeze
 from spikelet.encode import Direct
 from spikelet.errors import UserError
-from spikelet.execute import Execute, bptt, rate
 from spikelet.measure import accuracy, accuracy_over_steps, health
-from spikelet.norm import freeze_norms
-from spikelet.recipe import (
-    AUGMENTS,
-    DATA,
-    EXECUTES,
-    NEURONS,
-    TERMS,
-    Recipe,
-    build,
-)
-from spikelet.terms import Term
+from spikelet.recipe import AUGMENTS, DATA, EXECUTES, NEURONS, Recipe, build
 from spikelet.train.fit import fit
 from spikelet.train.load import (
     ANN,
     MODEL_FILE,
+    SNN,
     TEACHER_FILE,
     Loaded,
     architecture,
     assemble,
     describe,
-    load,
+)
+from spikelet.train.prepare import (
+    bind,
+    build_terms,
+    calibration,
+    estimated,
+    make_student,
+    placed,
+    teacher_of,
 )
 from spikelet.train.run import card, digest, env, read_json, write_json, write_recipe
+from spikelet.train.running import encoder, runner, spiking, spiking_runner
 
-EVALUATION_BATCH = 250
+EVALUATION_BATCH = {"cpu": 250}
+ACCELERATED_BATCH = 1000
 HEALTH_IMAGES = 250
-ZOO_CLASSES = 1000
 BEST_FILE = "selected.safetensors"
 
 
@@ -57,15 +57,9 @@ def load_data(recipe: Recipe) -> Dataset:
 
 def evaluation(split: Split, dataset: Dataset, device: torch.device) -> Iterator[Any]:
     """Batches (images, labels) of a split in its own order."""
-    batches = Batches(split, dataset, EVALUATION_BATCH, shuffle=False, device=device)
+    batch = EVALUATION_BATCH.get(device.type, ACCELERATED_BATCH)
+    batches = Batches(split, dataset, batch, shuffle=False, device=device)
     return batches.epoch(0)
-
-
-def calibration(dataset: Dataset, count: int, seed: int, device: torch.device) -> Tensor:
-    """Normalised training images "B C H W" drawn by the seed."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(dataset.train), generator=generator)[: max(count, 2)]
-    return normalise(dataset.train.images[chosen], dataset).to(device)
 
 
 def row(
@@ -110,7 +104,7 @@ def teach(
         return done
     dataset = load_data(recipe) if dataset is None else dataset
     description = describe(recipe.model, dataset, recipe.seed)
-    model = assemble(description).to(place.device)
+    model = placed(assemble(description), place.device)
     distiller = Distiller(
         model,
         terms=build_terms(recipe),
@@ -138,11 +132,12 @@ def distill(
     device: str | None = None,
     dataset: Dataset | None = None,
     teacher: Loaded | None = None,
+    controls: bool = True,
 ) -> dict[str, Any]:
-    """Distils a spiking student from a trained ANN and measures both: `{"run", "rows"}`.
+    """Distils a spiking student from a trained classifier and measures both: `{"run", "rows"}`.
 
     Rows hold the teacher, the untrained conversion calibrated for each T, and the student at
-    T = 1 ... steps from one run.
+    T = 1 ... steps from one run; without `controls` the student alone.
 
     Raises:
         UserError: if teacher and data have different classes, or anything in the recipe is wrong.
@@ -152,144 +147,87 @@ def distill(
     if done is not None:
         return done
     dataset = load_data(recipe) if dataset is None else dataset
-    teacher = teacher_of(recipe, place, dataset) if teacher is None else teacher
+    teacher = teacher_of(recipe, place.out, dataset) if teacher is None else teacher
     images = calibration(dataset, recipe.calibrate, recipe.seed, place.device)
-    ann = teacher.net.to(place.device)
+    taught = placed(teacher.net, place.device)
     student, description = make_student(recipe, dataset, teacher, images)
-    student.to(place.device)
-    distiller = bind(recipe, student, ann, images)
+    placed(student, place.device)
+    distiller = bind(recipe, dataset, student, taught, images)
     _open(recipe, place, dataset)
     write_json(place.out / "model.json", description)
     write_json(place.out / "teacher.json", teacher.description)
-    save_weights(place.out / TEACHER_FILE, ann)
-    steps = list(range(1, recipe.steps + 1))
+
+    encode, last = encoder(recipe, dataset.mean, dataset.std), recipe.steps
 
     def score(split: Split) -> float:
         batches = evaluation(split, dataset, place.device)
-        return accuracy_over_steps(student, batches, steps[-1:], runner(recipe))[steps[-1]]
+        found = accuracy_over_steps(student, batches, [last], runner(recipe), encode)
+        return found[last]
 
     def layers() -> Mapping[str, Mapping[str, float]]:
-        return health(student, images[:HEALTH_IMAGES], recipe.steps)
+        return health(student, images[:HEALTH_IMAGES], last, encode)
 
-    selected = {}
+    more: dict[str, Any] = {}
     if recipe.method != "convert":
-        selected = _train(recipe, place, dataset, distiller, score, layers)
-    rows = compare(recipe, dataset, ann, student, steps, images)
-    rows[-1].update(selected)
+        estimate = estimated(recipe, dataset, student, place.device)
+        more = _train(recipe, place, dataset, distiller, score, layers, estimate)
+    save_weights(place.out / TEACHER_FILE, taught)
+    more["rate"] = _mean_rate(layers()) if spiking(recipe) else None
+    steps = list(range(1, recipe.steps + 1))
+    rows = _controls(recipe, dataset, teacher, steps, images) if controls else []
+    if recipe.method != "convert" or not controls:
+        rows += _student(recipe, dataset, student, steps, place.device)
+    rows[-1].update(more)
     lineage = {**teacher.description, "sha256": digest(place.out / TEACHER_FILE)}
     return _close(recipe, place, dataset, student, rows, lineage)
-
-
-def teacher_of(recipe: Recipe, place: Place, dataset: Dataset) -> Loaded:
-    """The teacher that a recipe names, a run folder or a model with weights."""
-    spec = recipe.teacher
-    if spec is None:
-        raise UserError("teacher = None", "a student needs a teacher", "name a run or a model")
-    if "run" in spec:
-        loaded = load(spec["run"])
-        if loaded.kind != ANN:
-            raise UserError(
-                f"teacher = {spec['run']}", "it holds a student", "name the run of an ANN"
-            )
-    else:
-        description = describe(spec, dataset, recipe.seed)
-        own = ":" in spec["kind"] and not spec["kind"].startswith(("timm:", "torchvision:"))
-        if description.get("pretrained") and len(dataset.classes) != ZOO_CLASSES:
-            raise UserError(
-                f"teacher = {spec['kind']}",
-                f"its published weights know {ZOO_CLASSES} classes, the data {dataset.name} has "
-                f"{len(dataset.classes)}",
-                "fine-tune it first with `spikelet teach` and name that run",
-            )
-        if not own and not description.get("weights") and not description.get("pretrained"):
-            raise UserError(
-                f"teacher = {spec['kind']}", "it has no weights", "add weights or name a run"
-            )
-        net = assemble(description)
-        loaded = Loaded(recipe, net.eval(), ANN, architecture(description), place.out)
-    classes = loaded.description["classes"]
-    if classes != len(dataset.classes):
-        raise UserError(
-            "teacher",
-            f"it knows {classes} classes, the data {dataset.name} has {len(dataset.classes)}",
-            "use a teacher that was trained on these classes",
-        )
-    return loaded
-
-
-def runner(recipe: Recipe) -> Execute:
-    """How a student is measured: fused if it was trained so, else unrolled."""
-    fused = recipe.execute.get("kind") == "rate" and recipe.execute.get("fuse")
-    return functools.partial(rate, fuse=True) if fused else bptt
-
-
-def make_student(
-    recipe: Recipe, dataset: Dataset, teacher: Loaded, images: Tensor
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The student before training, and what is needed to build its network again.
-
-    It is the converted teacher, or another architecture whose weights start fresh; from scratch
-    thresholds are not calibrated.
-    """
-    neuron = build("neuron", recipe.neuron, NEURONS)
-    source, description = teacher.net, dict(teacher.description)
-    if recipe.model is not None:
-        description = describe(recipe.model, dataset, recipe.seed)
-        source = assemble(description).to(images.device)
-    elif recipe.start == "scratch":
-        source = assemble(description | {"seed": recipe.seed}).to(images.device)
-    calibrate = images if recipe.start == "converted" else None
-    student = convert(source, neuron, steps=recipe.steps, calibrate=calibrate)
-    if recipe.norm_kind == "frozen":
-        freeze_norms(student)
-    elif recipe.norm_kind == "settled":
-        settle_norms(student.eval(), images, recipe.steps)
-    return student, description | {"neuron": recipe.neuron}
-
-
-def build_terms(recipe: Recipe) -> dict[str, Term]:
-    """The losses of a recipe, by name."""
-    return {name: build(f"terms.{name}", spec, TERMS) for name, spec in recipe.terms.items()}
-
-
-def bind(recipe: Recipe, student: nn.Module, teacher: nn.Module, images: Tensor) -> Distiller:
-    """The distiller of a recipe."""
-    terms = build_terms(recipe)
-    needed = any(term.taught for term in terms.values())
-    return Distiller(
-        student,
-        teacher if needed else None,
-        terms=terms,
-        execute=build("execute", recipe.execute, EXECUTES),
-        encode=Direct(recipe.steps),
-        example=images[:64],
-    )
 
 
 def compare(
     recipe: Recipe,
     dataset: Dataset,
-    teacher: nn.Module,
+    teacher: Loaded,
     student: nn.Module,
     steps: list[int],
     images: Tensor,
 ) -> list[dict[str, Any]]:
     """Rows of the teacher, the conversion calibrated for each T, and the student, on the test."""
-    device = images.device
-    neuron = functools.partial(build, "neuron", recipe.neuron, NEURONS)
+    rows = _controls(recipe, dataset, teacher, steps, images)
+    if recipe.method != "convert":
+        rows += _student(recipe, dataset, student, steps, images.device)
+    return rows
+
+
+def _controls(
+    recipe: Recipe, dataset: Dataset, teacher: Loaded, steps: list[int], images: Tensor
+) -> list[dict[str, Any]]:
+    """Rows of the teacher and, if it is an ANN, its conversion calibrated for each T."""
 
     def batches() -> Iterator[Any]:
-        return evaluation(dataset.test, dataset, device)
+        return evaluation(dataset.test, dataset, images.device)
 
-    rows = [row("teacher", None, accuracy(freeze(teacher), batches()), recipe.seed)]
+    net, last = teacher.net.to(images.device), recipe.steps
+    encode = encoder(recipe, dataset.mean, dataset.std)
+    if teacher.kind == SNN:
+        value = accuracy_over_steps(net, batches(), [last], encode=encode)[last]
+        return [row("teacher", None, value, recipe.seed)]
+    rows = [row("teacher", None, accuracy(freeze(net), batches()), recipe.seed)]
     for t in steps:
-        converted = convert(teacher, neuron(), steps=t, calibrate=images)
-        value = accuracy_over_steps(converted, batches(), [t], runner(recipe))[t]
+        neuron = build("neuron", recipe.neuron, NEURONS)
+        converted = convert(net, neuron, steps=t, calibrate=images)
+        value = accuracy_over_steps(converted, batches(), [t], spiking_runner(recipe), encode)[t]
         rows.append(row("convert", t, value, recipe.seed))
-    if recipe.method != "convert":
-        found = accuracy_over_steps(student, batches(), steps, runner(recipe))
-        rows += [row(recipe.method, t, found[t], recipe.seed) for t in steps]
     return rows
+
+
+def _student(
+    recipe: Recipe, dataset: Dataset, student: nn.Module, steps: list[int], device: torch.device
+) -> list[dict[str, Any]]:
+    """Rows of the student at each T; a quantised network has the levels it was trained for."""
+    wanted = steps if spiking(recipe) else [recipe.steps]
+    batches = evaluation(dataset.test, dataset, device)
+    encode = encoder(recipe, dataset.mean, dataset.std)
+    found = accuracy_over_steps(student, batches, wanted, runner(recipe), encode)
+    return [row(recipe.method, t, found[t], recipe.seed) for t in wanted]
 
 
 def _finished(place: Place) -> dict[str, Any] | None:
@@ -317,9 +255,15 @@ def _open(recipe: Recipe, place: Place, dataset: Dataset) -> None:
 
 
 def _train(
-    recipe: Recipe, place: Place, dataset: Dataset, distiller: Distiller, score: Any, layers: Any
+    recipe: Recipe,
+    place: Place,
+    dataset: Dataset,
+    distiller: Distiller,
+    score: Callable[[Split], float],
+    layers: Any,
+    estimate: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Trains; returns the test accuracy at the epoch that validation would have chosen."""
+    """Trains; returns what that cost, and the test accuracy where validation was best."""
     specs = [dict(spec) for spec in dataset.augment] if recipe.augment is None else recipe.augment
     augment = [build(f"augment.{i}", spec, AUGMENTS) for i, spec in enumerate(specs)]
     batches = Batches(
@@ -328,7 +272,9 @@ def _train(
     held, best = dataset.validation, place.out / BEST_FILE
 
     def evaluate() -> dict[str, float]:
-        assert held is not None
+        estimate()
+        if held is None:
+            return {}
         value = score(held)
         if value > _best(best):
             save_weights(best, distiller.student, {"accuracy": repr(value)})
@@ -336,25 +282,42 @@ def _train(
 
     resumable = place.resume and (place.out / "checkpoint").exists()
     torch.manual_seed(recipe.seed)
+    if place.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place.device)
     history = fit(
         distiller,
         batches,
         training=recipe.training,
         seed=recipe.seed,
         run=place.out,
-        evaluate=None if held is None else evaluate,
+        evaluate=evaluate,
         health=layers,
         resume=resumable,
         console=place.console,
     )
+    cost = {"seconds": sum(h["seconds"] for h in history), "peak_mib": _peak(place.device)}
+    estimate()
     if held is None or not best.exists():
-        return {}
+        return cost
     last = {k: v.detach().clone() for k, v in distiller.student.state_dict().items()}
     distiller.student.load_state_dict(load_weights(best))
     value = score(dataset.test)
     distiller.student.load_state_dict(last)
     scores = [h["validation"]["accuracy"] for h in history]
-    return {"accuracy_selected": value, "epoch_selected": 1 + scores.index(max(scores))}
+    chosen = {"accuracy_selected": value, "epoch_selected": 1 + scores.index(max(scores))}
+    return {**cost, **chosen, "accuracy_validation": scores[-1]}
+
+
+def _mean_rate(layers: Mapping[str, Mapping[str, float]]) -> float:
+    return sum(layer["rate"] for layer in layers.values()) / max(len(layers), 1)
+
+
+def _peak(device: torch.device) -> float:
+    """Largest memory so far in MiB: torch's own on a GPU, else the whole process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _best(path: Path) -> float:

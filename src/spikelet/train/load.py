@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from spikelet.checkpoint import load_weights
 from spikelet.convert import convert
 from spikelet.data import Dataset
-from spikelet.encode import repeat
 from spikelet.errors import UserError
-from spikelet.execute import bptt
+from spikelet.measure import answers_over_steps
 from spikelet.models import build_model, default_model
 from spikelet.neuron import Neuron
 from spikelet.norm import freeze_norms
 from spikelet.recipe import DATA, NEURONS, Recipe, build
 from spikelet.train.run import read_json, read_recipe
+from spikelet.train.running import encoder, runner
 
 ANN = "teacher"
 SNN = "student"
@@ -61,8 +61,11 @@ class Loaded:
         """
         if self.kind == ANN:
             return self.net(images)
-        x = repeat(images, self.recipe.steps if steps is None else steps)
-        return bptt(self.net, x).mean_logits
+        steps = self.recipe.steps if steps is None else steps
+        data = read_json(self.path / "card.json")["data"]
+        encode = encoder(self.recipe, data["mean"], data["std"])
+        found = answers_over_steps(self.net, images, [steps], runner(self.recipe), encode)
+        return found[steps]
 
 
 def describe(spec: Mapping[str, Any] | None, dataset: Dataset, seed: int) -> dict[str, Any]:
@@ -83,7 +86,8 @@ def architecture(description: Mapping[str, Any]) -> dict[str, Any]:
 def assemble(description: Mapping[str, Any]) -> nn.Module:
     """The model of a description, in train mode."""
     fields = dict(description)
-    fields.pop("neuron", None)
+    for spiking in ("neuron", "norm"):
+        fields.pop(spiking, None)
     fields["size"] = tuple(fields["size"])
     return build_model(fields.pop("kind"), **fields)
 
@@ -105,24 +109,30 @@ def load(run: Path | str) -> Loaded:
             f"continue it with --resume {shlex.quote(str(path))}",
         )
     description = read_json(path / "model.json")
-    weights = load_weights(path / MODEL_FILE)
-    source = assemble(description)
-    if recipe.task == "teach":
-        source.load_state_dict(weights)
-        return Loaded(recipe, source.eval(), ANN, description, path)
-    net = convert(source, build("neuron", description["neuron"], NEURONS), steps=recipe.steps)
-    if recipe.norm_kind == "frozen":
-        freeze_norms(net)
-    fit_thresholds(net, weights)
+    if recipe.task == "distill":
+        description = {"norm": recipe.norm_kind, **description}
+    net = restored(description, load_weights(path / MODEL_FILE))
+    return Loaded(recipe, net, ANN if recipe.task == "teach" else SNN, description, path)
+
+
+def restored(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network of a description with stored weights, in eval mode; spiking if it has neurons."""
+    net = assemble(description)
+    if "neuron" in description:
+        net = convert(net, build("neuron", description["neuron"], NEURONS))
+        if description.get("norm") == "frozen":
+            freeze_norms(net)
+        fit_thresholds(net, weights)
     net.load_state_dict(weights)
-    return Loaded(recipe, net.eval(), SNN, description, path)
-
-
-def teacher(student: Loaded) -> nn.Module:
-    """The teacher that a student's run keeps, in eval mode."""
-    net = assemble(read_json(student.path / "teacher.json"))
-    net.load_state_dict(load_weights(student.path / TEACHER_FILE))
     return net.eval()
+
+
+def teacher(student: Loaded) -> Loaded:
+    """The teacher that a student's run keeps."""
+    description = read_json(student.path / "teacher.json")
+    net = restored(description, load_weights(student.path / TEACHER_FILE))
+    kind = SNN if "neuron" in description else ANN
+    return Loaded(student.recipe, net, kind, description, student.path)
 
 
 def fit_thresholds(net: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,143 @@
+"""From a recipe to what a run trains: teacher, student, terms, Distiller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikelet.convert import convert, settle_norms
+from spikelet.data import Dataset, normalise
+from spikelet.distill import Distiller
+from spikelet.errors import UserError
+from spikelet.norm import estimate_norms, freeze_norms
+from spikelet.recipe import EXECUTES, NEURONS, TERMS, Recipe, build
+from spikelet.terms import Term
+from spikelet.train.load import ANN, SNN, Loaded, architecture, assemble, describe, load
+from spikelet.train.running import encoder, encoding, runner
+
+ZOO_CLASSES = 1000
+
+
+def calibration(dataset: Dataset, count: int, seed: int, device: torch.device) -> Tensor:
+    """Normalised training images "B C H W" drawn by the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(dataset.train), generator=generator)[: max(count, 2)]
+    return normalise(dataset.train.images[chosen], dataset).to(device)
+
+
+def teacher_of(recipe: Recipe, out: Path, dataset: Dataset) -> Loaded:
+    """The teacher that a recipe names, a run folder (spiking or not) or a model with weights."""
+    spec = recipe.teacher
+    if spec is None:
+        raise UserError("teacher = None", "a student needs a teacher", "name a run or a model")
+    if "run" in spec:
+        loaded = load(spec["run"])
+        if loaded.kind == SNN and recipe.model is None:
+            raise UserError(
+                f"teacher = {spec['run']}",
+                "a spiking teacher's student needs an architecture of its own",
+                "name one with --model, or take the run of an ANN as teacher",
+            )
+    else:
+        description = describe(spec, dataset, recipe.seed)
+        own = ":" in spec["kind"] and not spec["kind"].startswith(("timm:", "torchvision:"))
+        if description.get("pretrained") and len(dataset.classes) != ZOO_CLASSES:
+            raise UserError(
+                f"teacher = {spec['kind']}",
+                f"its published weights know {ZOO_CLASSES} classes, the data {dataset.name} has "
+                f"{len(dataset.classes)}",
+                "fine-tune it first with `spikelet teach` and name that run",
+            )
+        if not own and not description.get("weights") and not description.get("pretrained"):
+            raise UserError(
+                f"teacher = {spec['kind']}", "it has no weights", "add weights or name a run"
+            )
+        net = assemble(description)
+        loaded = Loaded(recipe, net.eval(), ANN, architecture(description), out)
+    classes = loaded.description["classes"]
+    if classes != len(dataset.classes):
+        raise UserError(
+            "teacher",
+            f"it knows {classes} classes, the data {dataset.name} has {len(dataset.classes)}",
+            "use a teacher that was trained on these classes",
+        )
+    return loaded
+
+
+def placed(net: nn.Module, device: torch.device) -> nn.Module:
+    """The network itself on a device, in the memory layout that is fast there."""
+    net = net.to(device)
+    if device.type == "cuda":
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net
+
+
+def make_student(
+    recipe: Recipe, dataset: Dataset, teacher: Loaded, images: Tensor
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The student before training, and what is needed to build its network again.
+
+    It is the converted teacher, or another architecture whose weights start fresh; from scratch
+    thresholds are not calibrated.
+    """
+    neuron = build("neuron", recipe.neuron, NEURONS)
+    source, description = teacher.net, dict(teacher.description)
+    if recipe.model is not None:
+        description = describe(recipe.model, dataset, recipe.seed)
+        source = assemble(description).to(images.device)
+    elif recipe.start == "scratch":
+        source = assemble(description | {"seed": recipe.seed}).to(images.device)
+    calibrate = images if recipe.start == "converted" else None
+    student = convert(source, neuron, steps=recipe.steps, calibrate=calibrate)
+    if recipe.norm_kind == "frozen":
+        freeze_norms(student)
+    elif recipe.norm_kind == "settled":
+        settle_norms(student.eval(), images, recipe.steps)
+    return student, description | {"neuron": recipe.neuron, "norm": recipe.norm_kind}
+
+
+def estimated(
+    recipe: Recipe, dataset: Dataset, student: nn.Module, device: torch.device
+) -> Callable[[], None]:
+    """A function that gives a student's norms the statistics of the weights it has then."""
+    images = calibration(dataset, recipe.estimate, recipe.seed, device)
+    batch = min(recipe.training.batch, len(images))
+    whole = len(images) // batch * batch
+    execute = runner(recipe)
+
+    encode = encoder(recipe, dataset.mean, dataset.std)
+
+    def run(net: nn.Module, x: Tensor) -> None:
+        execute(net, encode(x, recipe.steps))
+
+    def estimate() -> None:
+        if recipe.estimate and recipe.norm_kind != "frozen":
+            estimate_norms(student, images[:whole].split(batch), run)
+
+    return estimate
+
+
+def build_terms(recipe: Recipe) -> dict[str, Term]:
+    """The losses of a recipe, by name."""
+    return {name: build(f"terms.{name}", spec, TERMS) for name, spec in recipe.terms.items()}
+
+
+def bind(
+    recipe: Recipe, dataset: Dataset, student: nn.Module, teacher: nn.Module, images: Tensor
+) -> Distiller:
+    """The distiller of a recipe."""
+    terms = build_terms(recipe)
+    needed = recipe.joint or any(term.taught for term in terms.values())
+    return Distiller(
+        student,
+        teacher if needed else None,
+        terms=terms,
+        execute=build("execute", recipe.execute, EXECUTES),
+        encode=encoding(recipe, dataset.mean, dataset.std, recipe.steps),
+        example=images[:64],
+        joint=recipe.joint,
+    )

@@ -1,0 +1,45 @@
+"""How the network of a recipe runs over time: its encoder, and the executor that measures it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from spikelet.execute import Execute, bptt, rate
+from spikelet.measure.accuracy import Encode
+from spikelet.quantise import quantised
+from spikelet.recipe import ENCODERS, Recipe, build, resolve
+
+
+def encoding(
+    recipe: Recipe, mean: Sequence[float], std: Sequence[float], steps: int
+) -> Callable[..., Tensor]:
+    """The encoder of a recipe for T steps, told what images were normalised with if it asks."""
+    takes = inspect.signature(resolve("encode", recipe.encode["kind"], ENCODERS)).parameters
+    known = {"steps": steps, "mean": tuple(mean), "std": tuple(std)}
+    extra = {name: value for name, value in known.items() if name in takes}
+    return build("encode", recipe.encode, ENCODERS, **extra)
+
+
+def encoder(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Encode:
+    """The encoder of a recipe as a function of (images, T)."""
+    return lambda images, steps: encoding(recipe, mean, std, steps)(images)
+
+
+def runner(recipe: Recipe) -> Execute:
+    """How a student is measured: quantised or fused if it was trained so, else unrolled."""
+    return spiking_runner(recipe) if spiking(recipe) else quantised
+
+
+def spiking(recipe: Recipe) -> bool:
+    """Whether what a recipe trains has spikes; `qann`, the rival, has none."""
+    return recipe.execute.get("kind") != "quantised"
+
+
+def spiking_runner(recipe: Recipe) -> Execute:
+    """How a spiking network of a recipe is measured."""
+    fused = recipe.execute.get("kind") == "rate" and recipe.execute.get("fuse")
+    return functools.partial(rate, fuse=True) if fused else bptt

@@ -1,0 +1,169 @@
+"""Whole runs on digits: what a recipe's fields do to them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spikelet.data import Dataset
+from spikelet.encode import Poisson
+from spikelet.errors import UserError
+from spikelet.execute import bptt
+from spikelet.norm import estimate_norms
+from spikelet.recipe import Recipe, Training, default_recipe
+from spikelet.train import load
+from spikelet.train.job import distill, load_data, teach
+from spikelet.train.load import teacher
+from spikelet.train.prepare import calibration
+from spikelet.train.running import encoder, encoding
+
+DATA = {"kind": "digits", "train": 200, "validation": 40}
+QUIET = Console(quiet=True)
+
+
+def recipe(method: str = "none", **fields: Any) -> Recipe:
+    training = Training(epochs=2, batch=50, optimiser="adamw", learning_rate=2e-3, clip=1.0)
+    return default_recipe("distill", DATA, method, **({"training": training, "steps": 2} | fields))
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return load_data(recipe())
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "teacher"
+    training = Training(epochs=8, batch=50, learning_rate=0.1, clip=1.0)
+    model = {"kind": "small-cnn", "width": 4}
+    teach(
+        default_recipe("teach", DATA, model=model, training=training),
+        out, console=QUIET, device="cpu", dataset=dataset,
+    )  # fmt: skip
+    return out
+
+
+def run(taught: Path, out: Path, dataset: Dataset, mine: Recipe, **more: Any) -> dict[str, Any]:
+    mine = dataclasses.replace(mine, teacher={"run": str(taught)})
+    return distill(mine, out, console=QUIET, device="cpu", dataset=dataset, **more)
+
+
+def test_statistics_are_those_of_the_final_weights(
+    taught: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    """Estimating again, by the slow executor, changes nothing."""
+    run(taught, tmp_path / "run", dataset, recipe(estimate=100))
+    net = load(tmp_path / "run").net
+    before = copy.deepcopy(net.state_dict())
+    images = calibration(dataset, 100, 0, torch.device("cpu"))
+    estimate_norms(net, images.split(50), lambda n, x: bptt(n, x.expand(2, *x.shape)))
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_without_estimate_statistics_are_the_running_average(
+    taught: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    for images in (0, 100):
+        run(taught, tmp_path / str(images), dataset, recipe(estimate=images))
+    nets = [load(tmp_path / str(images)).net for images in (0, 100)]
+    for ours, theirs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(ours, theirs)  # what is estimated does not reach the training
+    norms = [[m for m in net.modules() if isinstance(m, _BatchNorm)] for net in nets]
+    for ours, theirs in zip(*norms, strict=True):
+        assert not torch.equal(ours.running_mean, theirs.running_mean)
+
+
+def test_rows(taught: Path, tmp_path: Path, dataset: Dataset) -> None:
+    rows = run(taught, tmp_path / "run", dataset, recipe("logits"))["rows"]
+    names = [(row["method"], row["steps"]) for row in rows]
+    untrained = [("convert", 1), ("convert", 2)]
+    assert names == [("teacher", None), *untrained, ("logits", 1), ("logits", 2)]
+    last = rows[-1]
+    assert last["seconds"] > 0
+    assert last["peak_mib"] > 0
+    assert 0 < last["rate"] < 1
+    assert 0 <= last["accuracy_validation"] <= 1
+
+
+@pytest.mark.parametrize("method", ["none", "convert", "qann"])
+def test_rows_without_controls(method: str, taught: Path, tmp_path: Path, dataset: Dataset) -> None:
+    whole = run(taught, tmp_path / "whole", dataset, recipe(method))["rows"]
+    alone = run(taught, tmp_path / "alone", dataset, recipe(method), controls=False)["rows"]
+    steps = [2] if method == "qann" else [1, 2]
+    assert [(row["method"], row["steps"]) for row in alone] == [(method, t) for t in steps]
+    accuracy = {(row["method"], row["steps"]): row["accuracy"] for row in whole}
+    assert alone[-1]["accuracy"] == accuracy[method, 2]
+    assert (alone[-1]["rate"] is None) == (method == "qann")
+
+
+def test_a_quantised_network_is_measured_quantised(
+    taught: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    rows = run(taught, tmp_path / "run", dataset, recipe("qann"))["rows"]
+    loaded = load(tmp_path / "run")
+    images = calibration(dataset, 30, 1, torch.device("cpu"))
+    quantised, spiking = loaded.predict(images), bptt(loaded.net, images.expand(2, *images.shape))
+    assert not torch.allclose(quantised, spiking.mean_logits)
+    assert rows[-1]["steps"] == 2
+
+
+def test_a_spiking_teacher_needs_a_student_of_its_own(
+    taught: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    """Spiking teacher -> smaller spiking student, by `distilling-spikes`."""
+    run(taught, tmp_path / "assistant", dataset, recipe())
+    with pytest.raises(UserError, match="architecture of its own"):
+        run(tmp_path / "assistant", tmp_path / "no", dataset, recipe("distilling-spikes"))
+    mine = recipe("distilling-spikes", model={"kind": "small-cnn", "width": 2})
+    rows = run(tmp_path / "assistant", tmp_path / "run", dataset, mine)["rows"]
+    assert [(row["method"], row["steps"]) for row in rows] == [
+        ("teacher", None),
+        ("distilling-spikes", 1),
+        ("distilling-spikes", 2),
+    ]
+    assistant = load(tmp_path / "assistant").recipe
+    assert assistant.method == "none"
+
+
+def test_a_joint_teacher_learns(taught: Path, tmp_path: Path, dataset: Dataset) -> None:
+    run(taught, tmp_path / "run", dataset, recipe("logits", joint=True))
+    before, after = load(taught).net, load(tmp_path / "run")
+    kept = teacher(after).net.state_dict()
+    changed = [n for n, v in before.state_dict().items() if not torch.equal(v, kept[n])]
+    assert any(name.endswith("weight") for name in changed)
+
+
+@pytest.mark.parametrize("kind", ["poisson", "latency"])
+def test_encoders_of_a_recipe(kind: str, taught: Path, tmp_path: Path, dataset: Dataset) -> None:
+    mine = recipe("logits", encode={"kind": kind}, execute={"kind": "rate"})
+    rows = run(taught, tmp_path / "run", dataset, mine)["rows"]
+    assert len(rows) == 5
+    loaded = load(tmp_path / "run")
+    images = calibration(dataset, 20, 1, torch.device("cpu"))
+    x = encoding(mine, dataset.mean, dataset.std, 2)(images)
+    assert x.shape == (2, *images.shape)
+    torch.testing.assert_close(loaded.predict(images), bptt(loaded.net, x).mean_logits)
+
+
+def test_an_encoder_is_told_how_images_were_normalised(dataset: Dataset) -> None:
+    mine = recipe(encode={"kind": "poisson", "normalised": True})
+    made = encoding(mine, dataset.mean, dataset.std, 400)
+    assert isinstance(made, Poisson)
+    assert (made.steps, made.mean) == (400, dataset.mean)
+    images = calibration(dataset, 8, 1, torch.device("cpu"))
+    mean = encoder(mine, dataset.mean, dataset.std)(images, 400).mean(0)
+    assert (mean - images).abs().mean() < 0.1
+
+
+def test_no_graph_without_a_gpu(taught: Path, tmp_path: Path, dataset: Dataset) -> None:
+    mine = recipe(training=Training(epochs=1, batch=50, graph=True))
+    with pytest.raises(UserError, match="no CUDA GPU"):
+        run(taught, tmp_path / "run", dataset, mine)
