@@ -19,6 +19,7 @@ from spikelet.execute import ann, bptt, rate
 from spikelet.graph import capture
 from spikelet.neuron import IF
 from spikelet.terms import Affine, CrossEntropy, Hybrid, Logits, Relation
+from spikelet.terms.steps import StepEnsemble, StepLogits
 
 LABELS = torch.tensor([0, 1, 2, 0])
 ALL = {
@@ -251,6 +252,45 @@ def test_nothing_of_the_student_reaches_a_joint_teacher() -> None:
     _, parts = whole.eval()(images("stages"), LABELS)
     _, same = alone.eval()(images("stages"), LABELS)
     torch.testing.assert_close(parts["logits"], same["logits"], rtol=1e-6, atol=1e-9)
+
+
+ON_LOGITS = {
+    "ce": CrossEntropy(weight=0.1),
+    "logits": Logits(weight=0.9, tau=4.0),
+    "two temperatures": Logits(tau=4.0, student_tau=2.0),
+}
+ON_STEPS = {
+    "each": CrossEntropy(per_step=True),
+    "step logits": StepLogits(weight=0.2),
+    "step ensemble": StepEnsemble(weight=0.5),
+}
+
+
+@pytest.mark.parametrize("kind", ["ann", "spiking"])
+@pytest.mark.parametrize(
+    ("terms", "execute"),
+    [(ON_LOGITS, rate), (ON_LOGITS, bptt), (ON_LOGITS | ON_STEPS, bptt)],
+    ids=["rate", "bptt", "bptt-steps"],
+)
+def test_terms_on_logits_beside_a_joint_teacher(kind: str, terms: dict, execute) -> None:
+    """The teacher's gradient is its own labels' alone, the student's that of a frozen teacher."""
+    spiking = kind == "spiking"
+    model = student("stages", seed=2) if spiking else network("stages", seed=2)
+    fields = {"pairs": [], "execute": execute}
+    whole = distiller(terms, copy.deepcopy(model), joint=True, **fields).eval()
+    loss, parts = whole(images("stages"), LABELS)
+    found = gradients(whole, loss)
+    model = model.eval()
+    z = rate(model, Direct(2)(images("stages"))).mean_logits if spiking else model(images("stages"))
+    own = gradients(model, F.cross_entropy(z, LABELS))
+    still = distiller(terms, model, **fields).eval()
+    fixed, same = still(images("stages"), LABELS)
+    expected = gradients(still, fixed) | {f"joint.{k}": g for k, g in own.items()}
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7, msg=key)
+    for name, value in same.items():
+        torch.testing.assert_close(parts[name], value)
 
 
 # ---- pairs ------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from spikelet.errors import UserError
 from spikelet.execute import ann, bptt, rate
 from spikelet.graph import capture
 from spikelet.neuron import IF
-from spikelet.terms import Affine, CrossEntropy, Hybrid, Logits, Relation, Term
+from spikelet.terms import Affine, CrossEntropy, Feature, Hybrid, Logits, Relation, Term
+from spikelet.terms.steps import SpikeWindows, StepEnsemble, StepLogits
 
 TERMS: dict[str, Term] = {
     "cross entropy": CrossEntropy(),
@@ -29,16 +30,37 @@ TERMS: dict[str, Term] = {
     "affine, all": Affine(on="all"),
     "affine, low rank": Affine(on="inner", rank=2),
     "affine, potential": Affine(on=["layer1", "layer2"], feature="potential"),
+    "affine, channels": Affine(on="all", normalise="channel"),
+    "affine, plain": Affine(normalise="none", rank=1),
     "relation": Relation(),
     "relation, pooled": Relation(on="all", pool=2),
+    "relation, centred": Relation(weight=1.0, form="centred"),
+    "relation, similarity-preserving": Relation(weight=3000.0, form="similarity-preserving"),
+    "relation, distance": Relation(weight=25.0, form="distance", pool=0),
+    "relation, angle": Relation(weight=50.0, form="angle"),
+    "feature": Feature(),
+    "feature, last": Feature(on="last", connector="conv-norm"),
+    "feature, strict": Feature(form="strict", on=["layer1", "layer3"]),
+    "feature, strict, plain": Feature(form="strict", stage_weights=False, connector="conv"),
     "hybrid": Hybrid(),
     "hybrid, sampled": Hybrid(sample=True),
     "hybrid, convolution": Hybrid(on=["layer1", "layer3"], mapping="conv"),
     "hybrid, norm": Hybrid(mapping="conv-norm-relu", ce=0.0),
     "hybrid, identity": Hybrid(mapping="identity", kl=0.0),
+    "hybrid, curriculum": Hybrid(on="all", curriculum=True, sample=True),
+    "hybrid, weighted": Hybrid(on=["layer2"], branch_weights=(0.5,)),
 }
-PER_STEP = {"cross entropy, per step": CrossEntropy(per_step=True)}
-ZERO = [name for name in TERMS if name.startswith(("logits", "affine", "relation", "hybrid"))]
+PER_STEP: dict[str, Term] = {
+    "cross entropy, per step": CrossEntropy(per_step=True),
+    "relation, time kept": Relation(on=["layer1", "layer3"], keep_time=True),
+    "step logits": StepLogits(),
+    "step ensemble": StepEnsemble(),
+    "step ensemble, correct": StepEnsemble(weight=0.5, target="correct"),
+    "spike windows": SpikeWindows(),
+    "spike windows, softmax": SpikeWindows(on="last", window=1, compare="softmax"),
+}
+ZERO = [n for n in TERMS if n.startswith(("logits", "affine", "relation", "feature", "hybrid"))]
+ZERO = [name for name in ZERO if "strict" not in name]  # compares means with pre-activations
 LABELS = torch.tensor([0, 1, 2, 0])
 
 
@@ -49,9 +71,11 @@ def bound(term: Term, execute=rate, narrow: bool = False, seed: int = 0) -> Dist
         net = convert(scattered(Stages(width=3).double()), IF(), calibrate=images("stages", 16))
     else:
         net = student("stages", calibrated=True)
+    spiking = isinstance(term, SpikeWindows)
+    teacher = student("stages", seed=1, calibrated=True) if spiking else network("stages")
     torch.manual_seed(seed)
     return Distiller(
-        net, network("stages"), terms={"term": term}, execute=execute, encode=Direct(2),
+        net, teacher, terms={"term": term}, execute=execute, encode=Direct(2),
         example=images("stages", 16),
     ).double()  # fmt: skip
 
@@ -88,10 +112,11 @@ def test_common_table(name: str, execute) -> None:
             torch.testing.assert_close(value, found[key], rtol=1e-5, atol=1e-8, msg=key)
 
 
-@pytest.mark.parametrize("name", [n for n in TERMS if n != "hybrid, identity"])
+@pytest.mark.parametrize("name", [n for n in (*TERMS, *PER_STEP) if n != "hybrid, identity"])
 def test_unequal_widths(name: str) -> None:
     """A narrower student is paired by stages; a mapping is learned where one is needed."""
-    whole = bound(TERMS[name], narrow=True).train()
+    execute = bptt if name in PER_STEP else rate
+    whole = bound({**TERMS, **PER_STEP}[name], execute, narrow=True).train()
     loss, _ = whole(images("stages"), LABELS, 0.0, generator())
     found = gradients(whole, loss)
     assert float(found["student.layer1.0.weight"].abs().max()) > 0
@@ -101,7 +126,7 @@ def test_unequal_widths(name: str) -> None:
 def test_vectors(name: str) -> None:
     """Networks without feature maps, with as many stages as activations."""
     term = TERMS[name]
-    if isinstance(term, (Affine, Hybrid)) and not isinstance(term.on, str):
+    if isinstance(term, (Affine, Feature, Hybrid)) and not isinstance(term.on, str):
         term = dataclasses.replace(term, on=["2"])
     whole = Distiller(
         student("mlp"), network("mlp"), terms={"term": term}, encode=Direct(2),
@@ -131,7 +156,7 @@ def test_a_copy_of_the_teacher_has_nothing_to_learn(name: str) -> None:
         encode=Direct(1), example=x,
     ).double().eval()  # fmt: skip
     _, parts = whole(x, torch.zeros(16, dtype=torch.int64), 0.0, generator())
-    assert abs(float(parts["term"])) < (3e-3 if isinstance(term, Affine) else 1e-6)
+    assert abs(float(parts["term"])) < (3e-3 if isinstance(term, (Affine, Feature)) else 1e-6)
 
 
 @pytest.mark.parametrize("name", ZERO)
@@ -140,9 +165,9 @@ def test_a_taught_term_wants_a_teacher(name: str) -> None:
         Distiller(student("stages"), terms={"term": TERMS[name]}, example=images("stages"))
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", [*TERMS, *PER_STEP])
 def test_terms_are_frozen_values(name: str) -> None:
-    term = TERMS[name]
+    term = {**TERMS, **PER_STEP}[name]
     assert isinstance(term, Term)
     assert term.weight > 0
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -151,10 +176,11 @@ def test_terms_are_frozen_values(name: str) -> None:
     assert dataclasses.replace(term) == term
     assert type(term).__doc__
     assert term.coupled == isinstance(term, Relation)
-    assert term.taught != isinstance(term, CrossEntropy)
+    assert term.taught != isinstance(term, (CrossEntropy, StepEnsemble))
+    assert (term.time == "steps") == (name in PER_STEP)
 
 
-@pytest.mark.parametrize("make", [Affine, Relation, Hybrid])
+@pytest.mark.parametrize("make", [Affine, Relation, Feature, Hybrid])
 def test_places(make: type[Term]) -> None:
     """One place by its name, several, pairs of names; a misspelt choice is answered."""
     for on in ("layer2", ["layer2"], "layer2=layer2", ["layer2=layer2", "layer1"]):
@@ -167,13 +193,14 @@ def test_places(make: type[Term]) -> None:
         bound(make(on=["layer9"]))
 
 
-@pytest.mark.parametrize("make", [Affine, Hybrid])
+@pytest.mark.parametrize("make", [Affine, Feature, Hybrid])
 def test_places_of_unequal_resolution_are_refused(make: type[Term]) -> None:
     with pytest.raises(UserError, match=r"layer1 has positions \(8, 8\).*layer2 \(4, 4\)"):
         bound(make(on=["layer1=layer2"]))
 
 
-def test_per_step_terms_name_the_way_that_gives_steps() -> None:
+@pytest.mark.parametrize("name", PER_STEP)
+def test_per_step_terms_name_the_way_that_gives_steps(name: str) -> None:
     with pytest.raises(UserError, match="bptt"):
-        bound(CrossEntropy(per_step=True), rate)
-    assert isinstance(bound(CrossEntropy(per_step=True), bptt), nn.Module)
+        bound(PER_STEP[name], rate)
+    assert isinstance(bound(PER_STEP[name], bptt), nn.Module)

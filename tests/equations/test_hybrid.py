@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
 import math
 
 import pytest
@@ -12,11 +15,12 @@ from small import Stages, assert_same, gradients, images, network, scattered, st
 from spikelet.convert import convert
 from spikelet.distill import Distiller
 from spikelet.encode import Direct
+from spikelet.errors import UserError
 from spikelet.execute import ann, bptt, rate
 from spikelet.graph import after, capture
 from spikelet.neuron import IF
 from spikelet.terms import CrossEntropy, Hybrid
-from spikelet.terms.hybrid import Branches
+from spikelet.terms.hybrid import Branches, active
 from spikelet.terms.term import Step
 from spikelet.trace import Tap, Trace
 
@@ -73,9 +77,7 @@ def test_branch_losses_by_hand(tau: float) -> None:
     expected = torch.zeros((), dtype=torch.float64)
     for k, cut in enumerate(CUTS):
         c, r = branches.mappings[k], trace.taps[cut].mean
-        mapped = torch.stack(
-            [c.scale[i] * r[:, i] + c.shift[i] for i in range(r.shape[1])], dim=1
-        )
+        mapped = torch.stack([c.scale[i] * r[:, i] + c.shift[i] for i in range(r.shape[1])], dim=1)
         z = suffix_by_hand(teacher, k + 1, mapped)
         expected = expected + 0.7 * cross_entropy(z, LABELS) + 1.3 * divergence(teacher(x), z, tau)
     torch.testing.assert_close(parts["hybrid"].double(), expected.detach(), rtol=1e-5, atol=1e-5)
@@ -135,22 +137,107 @@ def test_training_leaves_the_teacher_bit_identical(execute: object, mapping: str
     assert any(name.startswith("own.hybrid.") for name in moved)
 
 
-def test_a_sampled_branch_is_unbiased() -> None:
-    """The mean over branches of (their number times their loss) is the sum; so are gradients."""
-    summed, found = distiller(Hybrid(on=CUTS)).eval(), {}
-    loss, parts = summed(images("stages"), LABELS)
-    sampled = distiller(Hybrid(on=CUTS, sample=True)).eval()
+ALL = ("layer1", "layer2", "layer3")
+
+
+@functools.cache
+def branch_losses() -> dict[str, tuple[float, dict[str, Tensor]]]:
+    """Loss and the student's gradient of each branch by itself, unweighted."""
+    found = {}
+    for cut in ALL:
+        whole = distiller(Hybrid(on=[cut])).eval()
+        loss, _ = whole(images("stages"), LABELS)
+        found[cut] = float(loss.detach()), gradients(whole.student, loss)
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_curriculum(count: int) -> None:
+    """From one branch to all at half of the training, one at a time and never back."""
+    on = [active(count, n / 1000) for n in range(1001)]
+    assert on[0] == 1
+    assert on[500:] == [count] * 501
+    assert count < 2 or on[499] == count - 1
+    assert all(0 <= b - a <= 1 for a, b in itertools.pairwise(on))
+    for k in range(1, count):
+        assert active(count, k / (2 * (count - 1))) > k - 1e-9
+    spans = [on.count(n) for n in range(1, count)]
+    assert not spans or max(spans) - min(spans) <= 1
+
+
+@pytest.mark.parametrize("weights", [None, (0.5, 2.0, 0.0)])
+@pytest.mark.parametrize(("progress", "count"), [(0.0, 1), (0.24, 1), (0.25, 2), (0.5, 3), (1, 3)])
+def test_branches_of_a_curriculum(
+    progress: float, count: int, weights: tuple[float, ...] | None
+) -> None:
+    """The weighted sum over the shallowest `count` cuts, and its gradient."""
+    separate = branch_losses()
+    whole = distiller(Hybrid(on=ALL, curriculum=True, branch_weights=weights)).eval()
+    loss, parts = whole(images("stages"), LABELS, progress)
+    share = dict(zip(ALL, weights or (1.0, 1.0, 1.0), strict=True))
+    expected = sum(share[cut] * separate[cut][0] for cut in ALL[:count])
+    assert float(parts["hybrid"]) == pytest.approx(expected, rel=1e-5)
+    total = {
+        name: sum(share[cut] * separate[cut][1][name] for cut in ALL[:count])
+        for name in separate["layer1"][1]
+    }
+    assert_same(gradients(whole.student, loss), total, 1e-5)
+
+
+@pytest.mark.parametrize("weights", [None, (0.3, 1.7, 0.9)])
+@pytest.mark.parametrize(
+    ("curriculum", "progress"), [(False, 0.0), (True, 0.0), (True, 0.3), (True, 1.0)]
+)
+def test_a_sampled_branch_is_unbiased(
+    curriculum: bool, progress: float, weights: tuple[float, ...] | None
+) -> None:
+    """The mean over the branches that may be drawn is the sum; so are gradients."""
+    term = Hybrid(on=ALL, curriculum=curriculum, branch_weights=weights)
+    summed = distiller(term).eval()
+    loss, parts = summed(images("stages"), LABELS, progress)
+    sampled = distiller(dataclasses.replace(term, sample=True)).eval()
     sampled.load_state_dict(summed.state_dict())
     seen: dict[float, dict[str, Tensor]] = {}
     for seed in range(12):
         generator = torch.Generator().manual_seed(seed)
-        one, _ = sampled(images("stages"), LABELS, 0.0, generator)
-        seen.setdefault(round(float(one.detach()), 5), gradients(sampled, one))
-    assert len(seen) == len(CUTS)
-    assert math.isclose(sum(seen) / len(CUTS), float(parts["hybrid"]), rel_tol=1e-4)
+        one, _ = sampled(images("stages"), LABELS, progress, generator)
+        key = round(float(one.detach()), 5)
+        if key not in seen:
+            seen[key] = gradients(sampled, one)
+    assert len(seen) == (active(3, progress) if curriculum else 3)
+    assert math.isclose(sum(seen) / len(seen), float(parts["hybrid"]), rel_tol=1e-4)
     found = gradients(summed, loss)
     means = {k: torch.stack([g[k] for g in seen.values()]).mean(0) for k in found}
     assert_same(means, found, 1e-5)
+
+
+def test_branch_weights_are_one_each_branch() -> None:
+    with pytest.raises(UserError, match=r"branch_weights = \(1.0,\).*layer1, layer2.*give 2"):
+        distiller(Hybrid(on=CUTS, branch_weights=(1.0,)))
+
+
+def test_all_adds_the_teachers_classifier() -> None:
+    """The last branch: the student's last features, mapped, through pooling and `linear`."""
+    whole = distiller(Hybrid(on="all")).eval()
+    branches = whole.own["hybrid"]
+    assert isinstance(branches, Branches)
+    assert len(branches.pairs) == len(distiller(Hybrid()).own["hybrid"].pairs) + 1
+    r = torch.rand(4, 8, 2, 2, dtype=torch.float64)
+    mapping, k = branches.mappings[-1], len(branches.pairs) - 1
+    expected = network("stages").linear(mapping(r).mean((2, 3)))
+    torch.testing.assert_close(branches.logits(k, r), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_convolution_and_norm_keep_what_conversion_gave(training: bool) -> None:
+    """On the examples the mapping with batch norm starts as the fit without it."""
+    outputs = []
+    for mapping in ("conv", "conv-norm-relu"):
+        whole = distiller(Hybrid(on=["layer1"], mapping=mapping))
+        x = Direct(3)(images("stages", 16))
+        r = rate(whole.student.eval(), x, ["layer1"]).taps["layer1"].mean
+        outputs.append(whole.own["hybrid"].mappings.train(training)[0](r))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
 
 def test_the_generator_decides_the_branch() -> None:

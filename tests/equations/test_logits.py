@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spikelet.errors import UserError
 from spikelet.terms import CrossEntropy, Logits
 from spikelet.terms.logits import kl
+from spikelet.terms.steps import StepEnsemble, StepLogits
 from spikelet.terms.term import Step
 from spikelet.trace import Trace
 
@@ -69,6 +71,53 @@ def test_the_factor_keeps_the_scale_of_the_gradient(tau: float, other: float) ->
     centred = [x - x.mean(1, keepdim=True) for x in (student.detach(), teacher)]
     expected = tau * (centred[0] / other - centred[1] / tau) / 4 / 3
     torch.testing.assert_close(grad.double(), expected, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize(("tau", "other"), [(4.0, 4.0), (4.0, 2.0), (2.0, 6.0)])
+def test_two_temperatures_by_hand(tau: float, other: float) -> None:
+    """Lee et al., arXiv 2106.07172: the gradient is tau_T (q - p) / B, p and q each at its own."""
+    student, teacher = some(1, 0).double().requires_grad_(), some(1, 1).double()
+    term = Logits(tau=tau, student_tau=other)
+    (found,) = torch.autograd.grad(term(nn.Identity(), step(student, teacher)), student)
+    for b in range(3):
+        p, q = softmax(teacher[0, b].tolist(), tau), softmax(student[0, b].tolist(), other)
+        for k in range(4):
+            assert float(found[0, b, k]) == pytest.approx(tau * (q[k] - p[k]) / 3, abs=1e-12)
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, math.nan])
+def test_temperatures_are_above_zero(tau: float) -> None:
+    for make in (Logits, StepLogits, StepEnsemble):
+        with pytest.raises(UserError, match=r"tau = .*above 0"):
+            make(tau=tau)
+    with pytest.raises(UserError, match=r"student_tau = .*above 0"):
+        Logits(student_tau=tau)
+
+
+def test_kdsnn_response_is_a_composition() -> None:
+    """L = alpha tau^2 CE(p_T, q_S) + (1 - alpha) CE(z_S, y), with alpha = 0.9 and tau = 4.
+
+    Cross entropy of soft targets is the KL divergence plus the teacher's entropy, a constant of
+    the student: the gradients agree, the values differ by alpha tau^2 H(p_T).
+    """
+    alpha, tau = 0.9, 4.0
+    student, teacher = some(3, 0).double().requires_grad_(), some(1, 1).double()
+    loss, entropy = torch.zeros((), dtype=torch.float64), 0.0
+    for b in range(3):
+        z = (student[0, b] + student[1, b] + student[2, b]) / 3
+        p = softmax(teacher[0, b].tolist(), tau)
+        hard = (z.exp() / z.exp().sum()).log()
+        soft = ((z / tau).exp() / (z / tau).exp().sum()).log()
+        for k in range(4):
+            loss = loss - alpha * tau**2 * p[k] * soft[k] / 3
+            entropy -= p[k] * math.log(p[k]) / 3
+        loss = loss - (1 - alpha) * hard[LABELS[b]] / 3
+    terms = {"ce": CrossEntropy(weight=1 - alpha), "logits": Logits(weight=alpha, tau=tau)}
+    now = step(student, teacher)
+    ours = sum(term.weight * term(nn.Identity(), now) for term in terms.values())
+    (found,), (expected,) = (torch.autograd.grad(x, student) for x in (ours, loss))
+    torch.testing.assert_close(found, expected)
+    assert float((loss - ours).detach()) == pytest.approx(alpha * tau**2 * entropy, rel=1e-9)
 
 
 def cross_entropy(z: list[list[float]], smoothing: float) -> float:

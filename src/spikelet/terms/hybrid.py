@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from spikelet.errors import UserError
 from spikelet.terms.logits import kl
 from spikelet.terms.mapping import Mapping, fitted
 from spikelet.terms.term import Binding, Pair, Pairs, Reads, Step, Term, check_places, full, select
@@ -34,6 +35,15 @@ class Branches(nn.Module):
         return self._suffixes[k](self.mappings[k](features))
 
 
+def active(count: int, progress: float) -> int:
+    """How many of `count` branches are on, from the shallowest cut on, at a progress of 0 to 1.
+
+    One at the start, all from half of the training on, evenly between: branch k of n is on once
+    2 progress (n - 1) >= k.
+    """
+    return min(count, 1 + int(2 * progress * (count - 1)))
+
+
 @final
 @dataclass(frozen=True)
 class Hybrid(Term):
@@ -41,16 +51,21 @@ class Hybrid(Term):
 
     M_k is the student up to stage k, a learnable mapping C_k of its mean feature, and the frozen
     teacher from stage k + 1. Gradients of a branch avoid every surrogate above its cut. Weights,
-    tau and the form of C_k are not published; these are ours.
+    tau and the form of C_k are not published; these are ours. "Progressively" is read as the depth
+    of replacement, all branches trained together; `curriculum` is the other reading.
 
     Args:
         weight: of the sum over branches.
-        on: cuts; "inner" is every stage output but the last.
+        on: cuts; "inner" is every stage output but the last, "all" adds the last one: the
+            student's features before the teacher's classifier.
         ce: share of the cross entropy with the labels.
         kl: share of the KL divergence from the teacher's logits.
         tau: temperature of that divergence.
         mapping: form of C_k; "auto" starts at the identity or at a ridge fit.
         sample: take one branch per batch, its loss times their number (unbiased, cheaper).
+        curriculum: start with the shallowest cut alone (most of M_k is the teacher) and add the
+            deeper ones evenly, all from half of the training on.
+        branch_weights: w_k of each branch, from input to output; None for 1 each.
     """
 
     weight: float = 1.0
@@ -60,6 +75,12 @@ class Hybrid(Term):
     tau: float = 3.0
     mapping: Mapping = "auto"
     sample: bool = False
+    curriculum: bool = False
+    branch_weights: tuple[float, ...] | None = None
+
+    @property
+    def fixed(self) -> bool:
+        return not (self.sample or self.curriculum)
 
     def taps(self, pairs: Pairs) -> Reads:
         chosen = select("hybrid.on", self.on, pairs)
@@ -68,6 +89,7 @@ class Hybrid(Term):
     def init(self, binding: Binding) -> nn.Module:
         assert binding.teacher is not None
         chosen, mappings = select("hybrid.on", self.on, binding.pairs), []
+        self._check_weights(chosen)
         for pair in chosen:
             source = binding.student.taps[pair[0]].mean
             target = binding.teacher.taps[pair[1]].mean
@@ -75,9 +97,19 @@ class Hybrid(Term):
             mappings.append(fitted(self.mapping, source, target))
         return Branches(chosen, mappings, [binding.suffix(t) for _, t in chosen])
 
+    def _check_weights(self, chosen: Sequence[Pair]) -> None:
+        if self.branch_weights is not None and len(self.branch_weights) != len(chosen):
+            raise UserError(
+                f"hybrid.branch_weights = {self.branch_weights}",
+                f"the branches are {', '.join(s for s, _ in chosen)}",
+                f"give {len(chosen)} of them",
+            )
+
     def __call__(self, own: nn.Module, step: Step) -> Tensor:
         assert isinstance(own, Branches)
         count = len(own.pairs)
+        if self.curriculum:
+            count = active(count, step.progress)
         if self.sample:
             device = step.generator.device if step.generator is not None else "cpu"
             k = int(torch.randint(count, (), generator=step.generator, device=device))
@@ -85,6 +117,8 @@ class Hybrid(Term):
         return torch.stack([self._branch(own, k, step) for k in range(count)]).sum()
 
     def _branch(self, own: Branches, k: int, step: Step) -> Tensor:
+        """w_k [ce CE(z_k, y) + kl KL(z_A || z_k)]."""
         z = full(own.logits(k, step.student.taps[own.pairs[k][0]].mean))
         loss = self.ce * F.cross_entropy(z, step.labels)
-        return loss + self.kl * kl(step.taught.mean_logits, z, self.tau)
+        loss = loss + self.kl * kl(step.taught.mean_logits, z, self.tau)
+        return loss if self.branch_weights is None else self.branch_weights[k] * loss

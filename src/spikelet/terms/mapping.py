@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from spikelet.neuron import per_channel
+from spikelet.norm import settle
+from spikelet.terms.term import Pair
 
 Mapping = Literal["auto", "affine", "conv", "conv-norm-relu", "identity"]
 RIDGE = 1e-3
+
+
+class Places(nn.ModuleList):
+    """One module for each pair of places (a term's own part)."""
+
+    def __init__(self, pairs: Sequence[Pair], modules: Sequence[nn.Module]) -> None:
+        super().__init__(modules)
+        self.pairs = tuple(pairs)
 
 
 class PerChannel(nn.Module):
@@ -26,17 +37,17 @@ class PerChannel(nn.Module):
 
 
 class Pointwise(nn.Module):
-    """A linear map over channels with bias, at each position of "B C ..." (a 1x1 convolution).
+    """A linear map over channels, at each position of "B C ..." (a 1x1 convolution).
 
     Args:
         weight: "D C".
-        bias: "D".
+        bias: "D", or None for a map without.
         rank: if set, the map is the product of two, through this many channels.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, rank: int | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, rank: int | None = None) -> None:
         super().__init__()
-        self.bias = nn.Parameter(bias.clone())
+        self.bias = None if bias is None else nn.Parameter(bias.clone())
         if rank is None:
             factors = [weight.clone()]
         else:
@@ -49,7 +60,8 @@ class Pointwise(nn.Module):
         y = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)
         for factor in self.factors:
             y = factor @ y
-        y = y + self.bias[:, None]
+        if self.bias is not None:
+            y = y + self.bias[:, None]
         return y.reshape(len(x), -1, *x.shape[2:])
 
 
@@ -70,11 +82,27 @@ def ridge(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return weight.to(source.dtype), bias.to(source.dtype)
 
 
+def normalised(source: Tensor, target: Tensor) -> nn.Sequential:
+    """A 1x1 convolution without bias, then batch norm, from features "B C ..." to "B D ...".
+
+    Both start at the ridge fit, in training and in evaluation: the norm has the statistics of the
+    convolution's output and undoes them.
+    """
+    weight, bias = ridge(source, target)
+    convolution = Pointwise(weight, None)
+    norm = (nn.BatchNorm2d if source.ndim == 4 else nn.BatchNorm1d)(len(weight)).to(source)
+    with torch.no_grad():
+        settle(norm, convolution(source))
+        norm.bias.add_(bias)
+    return nn.Sequential(convolution, norm)
+
+
 def fitted(kind: Mapping, source: Tensor, target: Tensor) -> nn.Module:
     """A mapping from features like source "B C ..." to ones like target "B D ...".
 
-    "affine" is per channel at the identity, "conv" a ridge-fitted 1x1 convolution, followed by a
-    ReLU where the target is never negative; "auto" is "affine" for equal widths, else "conv".
+    "affine" is per channel at the identity; "conv" a ridge-fitted 1x1 convolution, followed by a
+    ReLU where the target is never negative; "conv-norm-relu" the same fit with a batch norm and
+    always a ReLU; "auto" is "affine" for equal widths, else "conv".
     """
     if kind == "auto":
         kind = "affine" if source.shape[1] == target.shape[1] else "conv"
@@ -82,9 +110,7 @@ def fitted(kind: Mapping, source: Tensor, target: Tensor) -> nn.Module:
         return nn.Identity()
     if kind == "affine":
         return PerChannel(source.shape[1])
-    weight, bias = ridge(source, target)
     if kind == "conv-norm-relu":
-        norm = nn.BatchNorm2d if source.ndim == 4 else nn.BatchNorm1d
-        return nn.Sequential(Pointwise(weight, bias), norm(len(weight)), nn.ReLU())
+        return nn.Sequential(*normalised(source, target), nn.ReLU())
     follow = nn.ReLU() if bool((target >= 0).all()) else nn.Identity()
-    return nn.Sequential(Pointwise(weight, bias), follow)
+    return nn.Sequential(Pointwise(*ridge(source, target)), follow)

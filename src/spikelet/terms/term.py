@@ -60,6 +60,7 @@ class Binding:
         teacher: the teacher's, or None.
         pairs: matching places (student path, teacher path) from input to output.
         suffix: the frozen teacher after a cut: features "B ..." to logits "B K".
+        teacher_net: the teacher itself, to look at (which norm stands where), or None.
         classifier: the frozen teacher after the last pair.
     """
 
@@ -67,6 +68,7 @@ class Binding:
     teacher: Trace | None
     pairs: tuple[Pair, ...]
     suffix: Callable[[str], fx.GraphModule]
+    teacher_net: nn.Module | None = None
 
     @property
     def classifier(self) -> fx.GraphModule:
@@ -81,6 +83,11 @@ class Term(ABC):
     taught: ClassVar[bool] = True
     """Whether the term needs a teacher."""
     weight: float
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the term is the same computation at every step: nothing drawn, no schedule."""
+        return True
 
     @property
     def time(self) -> Literal["mean", "windows", "steps"]:
