@@ -259,8 +259,12 @@ def normalise(norm: _BatchNorm, x: Dual, steps: int) -> Dual:
             x.spikes, norm.weight, norm.bias, None, None, True, 0.0, norm.eps
         )
         count = x.spikes.numel() // x.spikes.shape[1] * (steps if x.steps == 1 else 1)
-        _track(norm, mu, inv.to(mu).pow(-2) - norm.eps, count)
-    value = over_time(Dual(spikes, None, x.steps))
+        variance = inv.to(mu).pow(-2) - norm.eps
+        _track(norm, mu, variance, count)
+        # the statistics are one for all steps, so the mean's value is the norm of the mean
+        value = F.batch_norm(
+            x.mean.detach(), mu, variance, norm.weight, norm.bias, False, 0.0, norm.eps
+        )
     mean = _Normalise.apply(value, x.mean, norm.weight, norm.bias, mu, inv)
     return Dual(spikes, mean, x.steps)
 
@@ -298,7 +302,7 @@ def spike(
     for name, (slope, _) in (response.parameters or {}).items():
         inputs.append(neuron.get_parameter(name))
         slopes.append(slope)
-    mean = _Anchor.apply(response.output.mean(0), *inputs, *slopes)
+    mean = _Anchor.apply(response.mean_output, *inputs, *slopes)
     return Dual(fold(response.output), mean, steps), response
 
 

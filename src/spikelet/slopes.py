@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
+from spikelet import kernels
 from spikelet.neuron import Integrator, Neuron, Scan, per_channel, scan
 
 
@@ -33,6 +34,7 @@ class Response:
         potential_slope: d mean potential / d shift, "B ...", if asked for.
         parameters: for each trained parameter, the slope of the mean output and, if potentials
             were asked for, of the mean potential with respect to it, "B ...".
+        mean: of the output over time, "B ...", where it was taken along.
     """
 
     output: Tensor
@@ -40,6 +42,12 @@ class Response:
     potential: Tensor | None = None
     potential_slope: Tensor | None = None
     parameters: dict[str, tuple[Tensor, Tensor | None]] | None = None
+    mean: Tensor | None = None
+
+    @property
+    def mean_output(self) -> Tensor:
+        """The time mean of the output, "B ..."."""
+        return self.output.mean(0) if self.mean is None else self.mean
 
 
 def respond(
@@ -50,9 +58,12 @@ def respond(
     Nothing is recorded for automatic differentiation. `fuse` compiles the closed form.
     """
     with torch.no_grad():
-        currents = currents.float() if currents.dtype.itemsize < 4 else currents
         learned = any(p.requires_grad for p in neuron.parameters())
-        if isinstance(neuron, Integrator) and not learned and not potential:
+        plain = isinstance(neuron, Integrator) and not learned and not potential
+        if plain and fuse and kernels.usable(neuron, currents):
+            return in_one_kernel(neuron, currents, steps)
+        currents = currents.float() if currents.dtype.itemsize < 4 else currents
+        if plain:
             return closed_form(neuron, currents, steps, fuse)
         return by_jvp(neuron, currents.expand(steps, *currents.shape[1:]), potential)
 
@@ -76,6 +87,25 @@ def closed_form(neuron: Integrator, currents: Tensor, steps: int, fuse: bool = F
     slope_of = neuron.surrogate.slope
     output, slope = run(folded, theta, start, steps, leak, gain, rest, slope_of, *kind)
     return Response(output.reshape(steps, *shape), slope.reshape(shape))
+
+
+def in_one_kernel(neuron: Integrator, currents: Tensor, steps: int) -> Response:
+    """`closed_form` on a GPU, in the precision of the currents."""
+    output, mean, slope = kernels.scan(
+        currents,
+        neuron.theta,
+        neuron.initial,
+        steps,
+        leak=float(neuron.leak),
+        gain=float(neuron.gain),
+        rest=neuron.v_reset,
+        surrogate=neuron.surrogate,
+        hard=neuron.reset == "hard",
+        detached=neuron.detached,
+        signed=neuron.signed,
+    )
+    assert slope is not None
+    return Response(output, slope, mean=mean)
 
 
 def eligibility(

@@ -1,0 +1,269 @@
+"""A neuron's scan over time as one GPU kernel: spikes, their mean and its slope in one pass.
+
+The same recursion as `slopes.eligibility`, the slower twin it is tested against, in fp32 for
+currents of any precision. A step is seen as a matrix in memory order whose rows or columns are the
+channels, so that contiguous and channels-last tensors are read as they lie. Triton compiles it;
+CPU builds of torch come without Triton: `usable` then says no.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikelet.neuron import Integrator
+from spikelet.spike import Arctangent, Rectangle, Sigmoid, Surrogate, Triangle
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None  # type: ignore[assignment]
+
+MOST_UNROLLED = 32
+TILE, WARPS = 1024, 4
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def usable(neuron: Integrator, currents: Tensor) -> bool:
+    """Whether `scan` can run a neuron over currents "T B C ...": Triton, a GPU, a known slope."""
+    known = isinstance(neuron.surrogate, Sigmoid | Arctangent | Triangle | Rectangle)
+    return triton is not None and currents.is_cuda and known and currents.dtype in DTYPES
+
+
+def scan(
+    currents: Tensor,
+    theta: Tensor,
+    start: Tensor,
+    steps: int,
+    *,
+    leak: float,
+    gain: float,
+    rest: float,
+    surrogate: Surrogate,
+    hard: bool,
+    detached: bool,
+    signed: bool,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    slope_dtype: torch.dtype = torch.float32,
+    need_slope: bool = True,
+    tile: int = TILE,
+    warps: int = WARPS,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Output theta * s "T B C ...", its mean over time "B C ..." and the slope of that mean.
+
+    All three lie in memory as a step of the currents does. Spikes and slopes are those of
+    `slopes.eligibility` in fp32. The slope is with respect to a shift of what is integrated, that
+    is of scale * current + shift where these are given.
+
+    Args:
+        currents: "T B C ...", or "1 B C ..." (or a T of stride 0) where each step is the same;
+            fp32, bf16 or fp16. Copied if a step is neither contiguous nor channels-last.
+        theta, start: threshold and initial potential, each a scalar or "C".
+        steps: T.
+        scale, shift: "C", the affine map of a batch norm before the neuron.
+        dtype: of output and mean; that of the currents unless given. The mean is that of the
+            rounded values, summed in fp32.
+        slope_dtype: of the slope, which is computed in fp32.
+        need_slope: without it the third answer is None and the work is saved.
+        tile, warps: elements and warps of one program.
+    """
+    currents, inner = _dense(currents)
+    first, kind = currents[0], {"leak": leak, "gain": gain, "rest": rest}
+    name, kind["width"] = _named(surrogate)
+    size, layout = first.numel(), (first.shape, first.stride())
+    dtype = dtype or currents.dtype
+    output = torch.empty_strided(
+        (steps, *first.shape), (size, *first.stride()), dtype=dtype, device=first.device
+    )
+    mean = torch.empty_strided(*layout, dtype=dtype, device=first.device)
+    slope = mean
+    if need_slope:
+        slope = torch.empty_strided(*layout, dtype=slope_dtype, device=first.device)
+    leaky = leak != 1 or gain != 1  # products decide spikes: each is rounded
+    values = _values(theta, start, scale, shift, first)
+    along, rows, columns = _matrix(first, inner, values[0].numel() > 1)
+    wide = min(triton.next_power_of_2(columns), tile)
+    grid = (triton.cdiv(rows, tile // wide) * triton.cdiv(columns, wide),)
+    if size:
+        with torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext():
+            _scan[grid](
+                currents, output, mean, slope, *values, rows, columns, size, first.shape[1],
+                **kind, STEPS=steps, UNROLL=steps if steps <= MOST_UNROLLED else 1,
+                STATIC=len(currents) == 1, ALONG=along, AFFINE=scale is not None, SURROGATE=name,
+                LEAKY=leaky, HARD=hard, DETACHED=detached, SIGNED=signed, SLOPED=need_slope,
+                ROWS=tile // wide, COLUMNS=wide, num_warps=warps, enable_fp_fusion=not leaky,
+            )  # fmt: skip
+    return output, mean, slope if need_slope else None
+
+
+def _dense(currents: Tensor) -> tuple[Tensor, int]:
+    """Currents whose steps follow each other in memory, and a channel's run of neighbours there."""
+    if currents.stride(0) == 0:
+        currents = currents[:1]
+    if len(currents) > 1 and currents.stride(0) != currents[0].numel():
+        currents = currents.contiguous()
+    first = currents[0]
+    if not first.is_contiguous():
+        if first.movedim(1, -1).is_contiguous():
+            return currents, 1
+        currents = currents.contiguous()
+    return currents, math.prod(first.shape[2:])
+
+
+def _matrix(first: Tensor, inner: int, per_channel: bool) -> tuple[str, int, int]:
+    """A step as a matrix in memory order: where its channels run, its rows, its columns."""
+    size = first.numel()
+    if not per_channel:
+        return "none", 1, size
+    if inner == 1:
+        return "columns", size // first.shape[1], first.shape[1]
+    return "rows", size // max(inner, 1), inner
+
+
+def _values(
+    theta: Tensor, start: Tensor, scale: Tensor | None, shift: Tensor | None, first: Tensor
+) -> list[Tensor]:
+    """Threshold, start, scale and shift in fp32 on the current's device, each one value or "C"."""
+    given = [theta, start, theta if scale is None else scale, theta if shift is None else shift]
+    count = max(x.numel() for x in given)
+    return [x.detach().to(first.device, torch.float32).expand(count).contiguous() for x in given]
+
+
+def _named(surrogate: Surrogate) -> tuple[str, float]:
+    """A surrogate's name in the kernel, and its alpha or width."""
+    if isinstance(surrogate, Sigmoid | Arctangent):
+        return type(surrogate).__name__.lower(), surrogate.alpha
+    assert isinstance(surrogate, Triangle | Rectangle), f"no kernel for {surrogate}"
+    return type(surrogate).__name__.lower(), surrogate.width
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Triton's compiled form, or the function as it is where there is no Triton."""
+    return function if triton is None else triton.jit(function)
+
+
+@_compiled
+def _slope_of(u: tl.tensor, width: tl.tensor, SURROGATE: tl.constexpr) -> tl.tensor:
+    """The surrogate's slope at u; `width` is its alpha or its width."""
+    if SURROGATE == "sigmoid":
+        # alpha e / (1 + e)^2 with e = exp(-alpha |u|), as 2 to a power: nothing overflows
+        e = tl.exp2(tl.abs(u) * (-1.4426950408889634 * width))
+        part = 1 / (1 + e)
+        slope = (width * e) * (part * part)
+    elif SURROGATE == "arctangent":
+        x = (1.5707963267948966 * width) * u
+        slope = (width * 0.5) / (1 + x * x)
+    elif SURROGATE == "triangle":
+        slope = tl.maximum(1 - tl.abs(u) * (1 / width), 0.0) * (1 / width)
+    else:
+        slope = tl.where(tl.abs(u) < width * 0.5, 1 / width, 0.0)
+    return slope
+
+
+@_compiled
+def _advance(
+    x: tl.tensor, v: tl.tensor, rho: tl.tensor, count: tl.tensor, theta: tl.tensor,
+    inverse: tl.tensor, leak: tl.tensor, gain: tl.tensor, rest: tl.tensor, width: tl.tensor,
+    SURROGATE: tl.constexpr, LEAKY: tl.constexpr, HARD: tl.constexpr,
+    DETACHED: tl.constexpr, SIGNED: tl.constexpr, SLOPED: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """One step: the next v, rho and sum of spikes; the spike s; the step's share of the slope."""
+    h = (gain * x + (rest + leak * (v - rest))) if LEAKY else v + x
+    # h >= theta exactly where the rounded h / theta is at least 1: no division decides a spike
+    s = tl.where(h >= theta, 1.0, 0.0)
+    q = s * 0
+    if SLOPED:
+        # a rectangle jumps at its edges, so there the quotient must be the rounded one
+        u = tl.div_rn(h, theta + q) - 1 if SURROGATE == "rectangle" else h * inverse - 1
+        q = _slope_of(u, width, SURROGATE)
+        if SIGNED:
+            q += tl.where(count > 0, _slope_of(u + 1, width, SURROGATE), 0.0)
+    if SIGNED:
+        s -= tl.where((h < 0) & (count > 0), 1.0, 0.0)
+    if HARD:
+        v = h * (1 - s) + rest * s
+        kept = 1 - s if DETACHED else (1 - s) - (h - rest) * q * inverse
+    else:
+        v = h - s * theta
+        kept = s * 0 + 1 if DETACHED else 1 - q
+    share = rho * q
+    rho = gain + leak * (kept * rho) if LEAKY else 1 + kept * rho
+    return v, rho, count + s, s, share
+
+
+@_compiled
+def _taken(
+    source: tl.tensor, inside: tl.tensor, scale: tl.tensor, shift: tl.tensor, AFFINE: tl.constexpr
+) -> tl.tensor:
+    """The currents of one step in fp32, after the affine map."""
+    x = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    if AFFINE:
+        x = x * scale + shift
+    return x
+
+
+@_compiled
+def _scan(
+    currents: tl.tensor, output: tl.tensor, mean: tl.tensor, slope: tl.tensor,
+    theta: tl.tensor, start: tl.tensor, scale: tl.tensor, shift: tl.tensor,
+    rows: tl.tensor, columns: tl.tensor, size: tl.tensor, channels: tl.tensor,
+    leak: tl.tensor, gain: tl.tensor, rest: tl.tensor, width: tl.tensor,
+    STEPS: tl.constexpr, UNROLL: tl.constexpr, STATIC: tl.constexpr, ALONG: tl.constexpr,
+    AFFINE: tl.constexpr, SURROGATE: tl.constexpr, LEAKY: tl.constexpr, HARD: tl.constexpr,
+    DETACHED: tl.constexpr, SIGNED: tl.constexpr, SLOPED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+) -> None:  # fmt: skip
+    """One tile of ROWS x COLUMNS elements through all steps."""
+    across = (columns + COLUMNS - 1) // COLUMNS
+    top = tl.program_id(0) // across * ROWS
+    left = tl.program_id(0) % across * COLUMNS
+    row, column = top + tl.arange(0, ROWS), left + tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    # only a tile's first element may lie beyond 32 bits, and `size` is added to it T times
+    place = top.to(tl.int64) * columns + left
+    local = tl.arange(0, ROWS)[:, None] * columns + tl.arange(0, COLUMNS)[None, :]
+    channel, there = (row % channels)[:, None], (row < rows)[:, None]
+    if ALONG == "columns":
+        channel, there = column[None, :], (column < columns)[None, :]
+    elif ALONG == "none":
+        channel = channel * 0
+    theta = tl.load(theta + channel, mask=there, other=1.0)
+    sent, withdrawn = theta.to(output.dtype.element_ty), (-theta).to(output.dtype.element_ty)
+    inverse = 1 / theta
+    if AFFINE:
+        scale = tl.load(scale + channel, mask=there, other=0.0)
+        shift = tl.load(shift + channel, mask=there, other=0.0)
+    zero = tl.full([ROWS, COLUMNS], 0.0, tl.float32)
+    v = tl.load(start + channel, mask=there, other=0.0) + zero
+    count, slopes, rho, none = zero, zero, zero + gain, zero.to(sent.dtype)
+    source, target = currents + place + local, output + place + local
+    following = _taken(source, inside, scale, shift, AFFINE)
+    for t in tl.range(0, STEPS, loop_unroll_factor=UNROLL):
+        x = following
+        if not STATIC:
+            # the next step is asked for before this one is written: two loads stay in flight
+            source += size
+            following = _taken(source, inside & (t + 1 < STEPS), scale, shift, AFFINE)
+        v, rho, count, s, share = _advance(
+            x, v, rho, count, theta, inverse, leak, gain, rest, width,
+            SURROGATE, LEAKY, HARD, DETACHED, SIGNED, SLOPED,
+        )  # fmt: skip
+        y = tl.where(s > 0, sent, none)
+        if SIGNED:
+            y = tl.where(s < 0, withdrawn, y)
+        tl.store(target, y, mask=inside)
+        target += size
+        slopes += share
+    average = count * (sent.to(tl.float32) / STEPS)
+    tl.store(mean + place + local, average.to(mean.dtype.element_ty), mask=inside)
+    if SLOPED:
+        slopes = (slopes / STEPS).to(slope.dtype.element_ty)
+        tl.store(slope + place + local, slopes, mask=inside)
