@@ -15,6 +15,8 @@ from PIL import Image
 
 from spikelet import data
 from spikelet.data import Batches
+from spikelet.data.folder import decode
+from spikelet.data.tiny_imagenet import FOLDERS
 from spikelet.errors import UserError
 from spikelet.recipe import AUGMENTS, DATA, build
 
@@ -64,6 +66,38 @@ def write_folder(root, parts=("train", "test"), count=10):
     return root
 
 
+TINY = {"n02000000": "crane, a bird", "n01000000": "goldfish, a fish", "n03000000": "crane, a lift"}
+
+
+def write_tiny(folder, official=True, train=10, test=4):
+    """Tiny-ImageNet's layout, of the official archive or with plain class folders, as noise."""
+    noise = np.random.default_rng(3)
+
+    def save(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = noise.integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(path, format="JPEG", quality=95)
+
+    lines = []
+    for number, wnid in enumerate(TINY):
+        inner = "images/" if official else ""
+        for index in range(train):
+            save(folder / f"train/{wnid}/{inner}{wnid}_{index}.JPEG")
+        for index in range(number, 3 * test, 3):
+            save(folder / f"val/{'images' if official else wnid}/val_{index}.JPEG")
+            lines.append(f"val_{index}.JPEG\t{wnid}\t0\t32\t44\t62\n")
+    if official:
+        (folder / "wnids.txt").write_text("\n".join(TINY) + "\n")
+        (folder / "val/val_annotations.txt").write_text("".join(lines))
+        (folder / "test/images").mkdir(parents=True)
+        words = {"n00000001": "entity", **TINY}
+        (folder / "words.txt").write_text("".join(f"{n}\t{w}\n" for n, w in words.items()))
+    else:
+        rows = (f"{k}\t{n}\t{w}\n" for k, (n, w) in enumerate(sorted(TINY.items())))
+        (folder / "classes.tsv").write_text("".join(rows))
+    return folder
+
+
 @pytest.fixture
 def folders(tmp_path):
     """Tiny synthetic copies of everything that is read from a folder."""
@@ -75,6 +109,8 @@ def folders(tmp_path):
     write_cifar(tmp_path)
     write_cifar100(tmp_path)
     write_folder(tmp_path / "images")
+    write_tiny(tmp_path / "tiny-imagenet-200")
+    write_tiny(tmp_path / "some" / "tiny-imagenet-30", official=False)
     return tmp_path
 
 
@@ -87,6 +123,9 @@ TABLE = [
     ("cifar10", {"validation": 10}, "", (90, 10, 9), (3, 32), 10),
     ("cifar10", {"validation": 10, "protocol": "batch5"}, "", (70, 10, 20), (3, 32), 10),
     ("cifar100", {"validation": 100}, "", (100, 100, 100), (3, 32), 100),
+    ("tiny-imagenet", {}, "", (27, 3, 12), (3, 64), 3),
+    ("tiny-imagenet", {"validation": 0, "train": 15}, "some", (15, 0, 12), (3, 64), 3),
+    ("tiny-imagenet", {"size": 32, "validation": 6}, "tiny-imagenet-200", (24, 6, 12), (3, 32), 3),
     ("imagefolder", {"size": 16}, "images", (27, 3, 30), (3, 16), 3),
     ("imagefolder", {"size": 9, "channels": 1, "validation": 0}, "images", (30, 0, 30), (1, 9), 3),
 ]
@@ -333,13 +372,13 @@ def sentence(caught):
     return text
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder"])
+@pytest.mark.parametrize("name", sorted({row[0] for row in TABLE} - {"digits"}))
 def test_a_missing_folder(tmp_path, monkeypatch, name):
     monkeypatch.setenv("SPIKELET_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(UserError) as caught:
         build("data", {"kind": name}, DATA)
     assert str(tmp_path / "nowhere") in sentence(caught)
-    if name != "imagefolder":
+    if name not in ("imagefolder", "tiny-imagenet"):
         assert "--download" in sentence(caught)
 
 
@@ -526,6 +565,99 @@ def test_folders_of_images_that_are_not_right(tmp_path):
     refused("one pixel", "strange", size=0)
 
 
+# ---------------------------------------------------------------- Tiny-ImageNet
+
+
+@pytest.mark.parametrize("official", [True, False])
+def test_tiny_imagenet_file_by_file(tmp_path, official):
+    """Every image with the label of its sorted WordNet number, in the order of the file names."""
+    folder = write_tiny(tmp_path / "tiny-imagenet", official)
+    found = data.tiny_imagenet(root=tmp_path, validation=0)
+    assert found.classes == ("goldfish", "crane (n02000000)", "crane (n03000000)")
+    number = {wnid: label for label, wnid in enumerate(sorted(TINY))}
+
+    def check(split, files):
+        for image, label, (wnid, file) in zip(split.images, split.labels, files, strict=True):
+            pixels = np.asarray(Image.open(file).convert("RGB"))
+            assert torch.equal(image, torch.tensor(pixels).permute(2, 0, 1))
+            assert int(label) == number[wnid]
+
+    check(
+        found.train, [(n, f) for n in number for f in sorted((folder / "train" / n).rglob("*_*"))]
+    )
+    if official:
+        rows = [row.split("\t") for row in (folder / "val/val_annotations.txt").open()]
+        check(found.test, sorted((row[1], folder / "val/images" / row[0]) for row in rows))
+    else:
+        check(found.test, [(n, f) for n in number for f in sorted((folder / "val" / n).iterdir())])
+    assert (found.mean, found.std) == data.channel_statistics(found.train.images)
+    wanted = "test: the official validation part; 3 of the 200 classes; "
+    wanted += "train: 10 to 10 of 500 images per class; test: 4 to 4 of 50 images per class"
+    assert found.notes == wanted
+    assert [spec.get("padding") for spec in found.augment] == [8, None]
+
+
+def test_tiny_imagenet_of_fewer_classes_takes_their_test_images_only(tmp_path):
+    folder = write_tiny(tmp_path / "tiny-imagenet")
+    shutil.rmtree(folder / "train" / "n02000000")
+    (folder / "wnids.txt").unlink()
+    (folder / "words.txt").unlink()
+    found = data.tiny_imagenet(root=tmp_path)
+    assert found.classes == ("n01000000", "n03000000")
+    assert found.test.labels.tolist() == [0] * 4 + [1] * 4
+    assert data.tiny_imagenet(root=tmp_path).hashes == found.hashes
+
+
+def remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: remove(f / "val"), "a `train` folder but no `val`"),
+        (lambda f: remove(f / "train"), "no tiny-imagenet-200"),
+        (lambda f: remove(f / "train/n02000000"), "1 classes of wnids.txt .*n02000000"),
+        (lambda f: [remove(f / "train" / n) for n in TINY], "no class folders such as n01443537"),
+        (lambda f: remove(f / "train/n02000000/images"), r"classes without images \(n02000000\)"),
+        (lambda f: remove(f / "val/images/val_4.JPEG"), r"1 images .* missing \(val_4.JPEG\)"),
+        (lambda f: remove(f / "val/val_annotations.txt"), "3 classes without images"),
+        (lambda f: (f / "val/val_annotations.txt").write_text("val_0.JPEG\n"), "damaged"),
+        (lambda f: (f / "val/val_annotations.txt").write_bytes(b"\xff\xfe\xfa"), "cannot be read"),
+        (lambda f: shorten(f / "train/n02000000/images/n02000000_3.JPEG"), "_3.JPEG.*cannot be"),
+        (lambda f: (f / "val/images/val_5.JPEG").write_bytes(b""), "val_5.JPEG.*cannot be read"),
+    ],
+)
+def test_tiny_imagenet_that_is_not_whole(tmp_path, spoil, message):
+    spoil(write_tiny(tmp_path / "tiny-imagenet"))
+    with pytest.raises(UserError, match=message) as caught:
+        data.tiny_imagenet(root=tmp_path)
+    assert str(tmp_path) in sentence(caught)
+
+
+def test_tiny_imagenet_is_not_fetched(tmp_path):
+    with pytest.raises(UserError, match=r"download=True.*tiny-imagenet-200\.zip") as caught:
+        data.tiny_imagenet(root=tmp_path, download=True)
+    sentence(caught)
+    with pytest.raises(UserError, match="size=0"):
+        data.tiny_imagenet(root=tmp_path, size=0)
+
+
+def test_many_files_are_decoded_in_their_order(tmp_path):
+    colours = torch.randint(0, 256, (150, 3), dtype=torch.uint8)
+    files = [tmp_path / f"{number}.png" for number in range(len(colours))]
+    for file, colour in zip(files, colours.tolist(), strict=True):
+        Image.new("RGB", (9, 9), tuple(colour)).save(file)
+    assert torch.equal(decode(files, 9, 3), colours[:, :, None, None].expand(-1, -1, 9, 9))
+    for number in (140, 70):
+        files[number].write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"70\.png"):
+        decode(files, 9, 3)
+
+
 # ---------------------------------------------------------------- real data
 
 
@@ -555,3 +687,24 @@ def test_real_grey_images(data_root, name, folder):
     assert tuple(found.sizes.values()) == (55_000, 5_000, 10_000)
     expected = {"mnist": (0.1307, 0.3081), "fashion_mnist": (0.2860, 0.3530)}[name]
     assert (found.mean[0], found.std[0]) == pytest.approx(expected, abs=5e-4)
+
+
+def test_real_tiny_imagenet(data_root, tmp_path):
+    """Three real classes, in the layout they lie in; all of them take seconds to decode."""
+    name = next((n for n in FOLDERS if (data_root / n).is_dir()), FOLDERS[0])
+    need(data_root, name)
+    wnids = sorted(p.name for p in (data_root / name / "train").iterdir() if p.is_dir())
+    for wnid in wnids[:3]:
+        (tmp_path / name / "train").mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "train" / wnid).symlink_to(data_root / name / "train" / wnid)
+    for path in (data_root / name).iterdir():
+        if path.name not in ("train", "wnids.txt"):
+            (tmp_path / name / path.name).symlink_to(path)
+    found = data.tiny_imagenet(root=tmp_path)
+    assert tuple(found.sizes.values()) == (1350, 150, 150)
+    assert found.train.labels.bincount().tolist() == [450] * 3
+    assert found.test.labels.bincount().tolist() == [50] * 3
+    assert found.classes[0] == "goldfish"
+    assert found.notes == "test: the official validation part; 3 of the 200 classes"
+    assert found.mean == pytest.approx((0.48, 0.45, 0.40), abs=0.08)
+    assert found.std == pytest.approx((0.28, 0.27, 0.28), abs=0.05)

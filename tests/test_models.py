@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 
 import numpy as np
 import pytest
@@ -12,10 +13,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from small import gradients, scattered
 from spikelet import models
+from spikelet.convert import convert
 from spikelet.data import Batches, cifar10
+from spikelet.distill import match
+from spikelet.encode import repeat
 from spikelet.errors import UserError
-from spikelet.models.resnet import Subsample
+from spikelet.execute import ann, bptt, rate
+from spikelet.graph import capture, stages
+from spikelet.models import preact
+from spikelet.models.resnet import SewBlock, Subsample, activated_projection
 from spikelet.recipe import DATA, MODELS
 
 # name, channels, size, width, stages, parameters at the default width with 10 classes and RGB
@@ -26,10 +34,23 @@ TABLE = [
     ("resnet18", 1, 28, 8, 4, 11_173_962),
     ("resnet19", 3, 32, 8, 3, 12_697_994),
     ("resnet20", 3, 32, 8, 3, 269_722),
+    ("resnet34", 3, 32, 4, 4, 21_282_122),
     ("resnet56", 3, 32, 4, 3, 853_018),
+    ("preact-resnet18", 3, 32, 4, 4, 11_172_170),
+    ("preact-resnet34", 2, 30, 4, 4, 21_280_330),
+    ("ms-resnet18", 1, 28, 4, 4, 11_173_962),
+    ("ms-resnet34", 3, 32, 4, 4, 21_282_122),
+    ("sew-resnet18", 3, 64, 4, 4, 11_173_962),
+    ("sew-resnet34", 1, 28, 4, 4, 21_282_122),
+    ("wrn16-2", 3, 64, 4, 3, 691_674),
+    ("wrn28-4", 3, 32, 2, 3, 5_849_050),
+    ("pyramidnet18", 3, 30, 4, 4, 1_187_850),
+    ("vgg9", 1, 28, 8, 3, 2_010_058),
+    ("vggsnn", 3, 64, 4, 4, 9_228_362),
     ("vgg11", 3, 32, 8, 5, 9_228_362),
     ("vgg16", 3, 32, 8, 5, 14_724_042),
 ]
+NAMES = sorted({row[0] for row in TABLE})
 
 
 def built(name: str, channels: int, size: int, width: int | None, **options) -> nn.Module:
@@ -83,7 +104,8 @@ def test_every_model(name, channels, size, width, stages, _count):
 
 @pytest.mark.parametrize(("name", "count"), sorted({(row[0], row[5]) for row in TABLE}))
 def test_sizes_at_default_width(name, count):
-    model = models.build_model(name, classes=10, channels=3, size=32)
+    with torch.device("meta"):
+        model = models.build_model(name, classes=10, channels=3, size=32)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
@@ -102,6 +124,140 @@ def test_option_a_shortcut_by_hand():
         for column in range(3):
             wanted[:, 2:6, row, column] = images[:, :, 2 * row, 2 * column]
     assert torch.equal(Subsample(4, 8, 2)(images), wanted)
+
+
+# ---------------------------------------------------------------- conversion
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_converts(name):
+    """Its graph is the model; unrolled and rate passes agree; every parameter gets a gradient."""
+    model = scattered(built(name, 3, 28, 2, seed=0).double())
+    images = torch.randn(2, 3, 28, 28, dtype=torch.float64)
+    teacher = capture(model).eval()
+    reference = ann(teacher, images.unsqueeze(0))
+    torch.testing.assert_close(reference.mean_logits, model.eval()(images))
+
+    fresh, student = convert(model).double(), convert(model, steps=2, calibrate=images).double()
+    assert fresh.state_dict().keys() == student.state_dict().keys()
+    assert rate(fresh, repeat(images, 2)).logits.isfinite().all()
+    assert all(type(m) is not nn.ReLU for m in student.modules())
+    places = stages(student, images[:1])
+    assert places == stages(teacher, images[:1])
+    assert len(places) == next(row[4] for row in TABLE if row[0] == name) - (name == "small-cnn")
+    assert match(student, teacher, images) == tuple((p, p) for p in places.values())
+    runs = [e(student.eval(), repeat(images, 2), list(places.values())) for e in (bptt, rate)]
+    torch.testing.assert_close(runs[1].logits, runs[0].logits)
+    for place in places.values():
+        torch.testing.assert_close(runs[1].taps[place].mean, runs[0].taps[place].mean)
+    logits = rate(student.train(), repeat(images, 2)).mean_logits
+    for path, grad in gradients(student, functional.cross_entropy(logits, torch.arange(2))).items():
+        assert grad.isfinite().all(), path
+
+
+def test_stages_of_different_architectures_pair_by_resolution():
+    teacher = capture(built("resnet34", 3, 32, 2))
+    student = convert(built("wrn16-2", 3, 32, 2))
+    pairs = match(student, teacher, torch.zeros(1, 3, 32, 32))
+    assert pairs == (
+        ("layer2_0_relu1", "layer1_2_relu2"),
+        ("layer3_0_relu1", "layer2_3_relu2"),
+        ("relu", "layer3_5_relu2"),
+    )
+
+
+# ---------------------------------------------------------------- the papers' blocks
+
+
+def plainly(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    """Batch norm in eval mode by its formula."""
+    mean, variance, weight, bias = (
+        value.reshape(1, -1, 1, 1)
+        for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    return (x - mean) / (variance + norm.eps).sqrt() * weight + bias
+
+
+def convolved(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """A convolution as sums over shifted images."""
+    size, stride = conv.kernel_size[0], conv.stride[0]
+    padded = functional.pad(x, [conv.padding[0]] * 4)
+    rows, columns = ((padded.shape[d] - size) // stride + 1 for d in (2, 3))
+    total = 0
+    for i in range(size):
+        for j in range(size):
+            seen = padded[:, :, i : i + stride * rows : stride, j : j + stride * columns : stride]
+            total = total + torch.einsum("bchw,dc->bdhw", seen, conv.weight[:, :, i, j])
+    return total
+
+
+def preact_by_hand(b, x, changed):
+    active = plainly(b.bn1, x).clamp(min=0)
+    inner = convolved(b.conv2, plainly(b.bn2, convolved(b.conv1, active)).clamp(min=0))
+    return inner + (convolved(b.shortcut, active) if changed else x)
+
+
+def membrane_by_hand(b, x, changed):
+    inner = plainly(b.bn1, convolved(b.conv1, x.clamp(min=0))).clamp(min=0)
+    way = plainly(b.shortcut[1], convolved(b.shortcut[0], x)) if changed else x
+    return plainly(b.bn2, convolved(b.conv2, inner)) + way
+
+
+def pyramid_by_hand(b, x, changed):
+    inner = plainly(b.bn2, convolved(b.conv1, plainly(b.bn1, x))).clamp(min=0)
+    total = plainly(b.bn3, convolved(b.conv2, inner))
+    for row in range(total.shape[2]):
+        for column in range(total.shape[3]):
+            step = 2 if changed else 1
+            square = x[:, :, step * row : step * (row + 1), step * column : step * (column + 1)]
+            total[:, : x.shape[1], row, column] += square.mean((2, 3))
+    return total
+
+
+def sew_by_hand(b, x, changed):
+    inner = plainly(b.bn1, convolved(b.conv1, x)).clamp(min=0)
+    way = plainly(b.shortcut[1], convolved(b.shortcut[0], x)).clamp(min=0) if changed else x
+    return plainly(b.bn2, convolved(b.conv2, inner)).clamp(min=0) + way
+
+
+BLOCKS = {
+    "preact": (preact.PreActBlock, preact_by_hand),
+    "membrane": (preact.MembraneBlock, membrane_by_hand),
+    "pyramid": (preact.PyramidBlock, pyramid_by_hand),
+    "sew": (lambda *shape: SewBlock(*shape, activated_projection), sew_by_hand),
+}
+
+
+@pytest.mark.parametrize("size", [6, 5])
+@pytest.mark.parametrize("shape", [(3, 3, 1), (3, 5, 2)])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_by_hand(name, shape, size):
+    make, by_hand = BLOCKS[name]
+    block = scattered(make(*shape).double()).eval()
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), by_hand(block, x, shape[2] > 1))
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"small-cnn", "vgg11", "vgg16"}))
+def test_layers_are_as_many_as_the_name_says(name):
+    """3x3 convolutions and linear layers; a wide network counts its convolutions of any size."""
+    model = built(name, 3, 32, 2)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    linear = sum(isinstance(m, nn.Linear) for m in model.modules())
+    counted = sum(conv.kernel_size == (3, 3) for conv in convolutions) + linear
+    if name.startswith("wrn"):
+        counted = len(convolutions)
+    digits = re.search(r"\d+", name.removeprefix("wrn"))
+    assert counted == (9 if name == "vggsnn" else int(digits[0]))
+
+
+def test_a_pyramid_widens_by_the_same_number_in_every_block():
+    model = models.pyramidnet18(10, width=8, alpha=20)
+    blocks = [block for name in model.stages for block in model.get_submodule(name)]
+    assert [block.conv1.in_channels for block in blocks] == [8, 10, 13, 16, 18, 20, 23, 26]
+    assert blocks[-1].conv2.out_channels == model.linear.in_features == 28
+    assert [block.conv1.stride[0] for block in blocks] == [1, 1, 2, 1, 2, 1, 2, 1]
 
 
 def test_every_dataset_has_a_default_model():
@@ -206,7 +362,7 @@ def test_the_users_own_function():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet81", {}, "did you mean resnet18|resnet18"),
+        ("resnet81", {}, "did you mean .*resnet18"),
         ("test_models:segmenter", {}, r"not \(2, 10, 8, 8\)"),
         ("test_models:fixed", {}, r"not \(2, 3\)"),
         ("test_models:nothing", {}, "it made a int"),

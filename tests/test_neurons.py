@@ -8,13 +8,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from small import SURROGATES, gradients, images, network, neurons
+import small
+from small import SURROGATES, gradients, images, network
 from spikelet.convert import convert
 from spikelet.errors import UserError
 from spikelet.execute import bptt, rate
-from spikelet.neuron import IF, LIF, Neuron, scan
+from spikelet.neuron import IF, LIF, PLIF, Neuron, scan
 from spikelet.slopes import closed_form, respond
 from spikelet.spike import Sigmoid, fire
+
+
+def neurons(**fields: object) -> dict[str, Neuron]:
+    """Every variant of the small tests' IF and LIF, and as many of PLIF."""
+    table = small.neurons(**fields)
+    for reset, detach, rest in small.RULES:
+        rule = {"reset": reset, "detach": detach, "v_reset": rest, **fields}
+        end = f"{reset}{rest:g}-{'detached' if detach else 'full'}"
+        table[f"PLIF-{end}"] = PLIF(tau=1.8, **rule)
+        table[f"PLIF-decay-{end}"] = PLIF(tau=1.8, input_decay=True, **rule)
+    table["PLIF-signed"] = PLIF(signed=True, **fields)
+    return table
+
 
 NAMES = list(neurons())
 SHAPES = [(5, 3), (5, 3, 2), (5, 3, 2, 2), (1, 3, 2, 2)]
@@ -156,6 +170,7 @@ def test_signed_mean_is_nearer_to_the_quantised_mean_current() -> None:
 def test_the_default_detaches_where_the_leak_is_strong() -> None:
     detached = [n.detached for n in (IF(), LIF(tau=1.25), LIF(tau=2.0), LIF(tau=3.0))]
     assert detached == [False, True, True, False]
+    assert [PLIF(tau=tau).detached for tau in (1.25, 2.0, 3.0)] == detached[1:]
     assert IF(detach=True).detached
     assert not LIF(tau=1.25, detach=False).detached
 
@@ -182,6 +197,8 @@ def test_theta_stays_positive_while_it_is_learned() -> None:
         (lambda: LIF(reset="hard", signed=True), "signed"),
         (lambda: LIF(tau=1.0), "tau"),
         (lambda: LIF(tau=-2.0), "tau"),
+        (lambda: PLIF(tau=1.0), "tau"),
+        (lambda: PLIF(reset="hard", signed=True), "signed"),
     ],
 )
 def test_bad_arguments(make, word: str) -> None:

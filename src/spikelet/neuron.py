@@ -7,6 +7,7 @@ the next layer is theta * s, with s its binary spike; a potential is the one bef
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
@@ -262,3 +263,53 @@ class LIF(Integrator):
     @property
     def gain(self) -> float:
         return 1 / self.tau if self.input_decay else 1.0
+
+
+@final
+class PLIF(Integrator):
+    """LIF whose leak is learned: 1 - 1/tau with 1/tau = sigmoid(w), one w for the layer.
+
+    Fang et al., 2021 (arXiv 2007.05785), who always divide the input by tau and reset hard: set
+    `input_decay` and `reset="hard"` for that. As w is a scalar parameter, it is never decayed.
+
+    Args:
+        tau: membrane time constant in steps at the start, above 1.
+        input_decay: whether the input current is divided by tau, too.
+        threshold, initial, learn_threshold, reset, v_reset, surrogate, signed: as in IF.
+        detach: as in IF; None decides once, by the leak at the start, not anew as w is learned.
+    """
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        input_decay: bool = False,
+        threshold: float | Tensor = 1.0,
+        initial: float | Tensor = 0.0,
+        learn_threshold: bool = False,
+        reset: Reset = "soft",
+        v_reset: float = 0.0,
+        detach: bool | None = None,
+        surrogate: Surrogate | None = None,
+        signed: bool = False,
+    ) -> None:
+        if tau <= 1:
+            raise UserError(f"tau = {tau}", "expected more than 1 step", "raise it or use IF")
+        detach = 1 - 1 / tau <= 0.5 if detach is None else detach
+        super().__init__(
+            threshold, initial, learn_threshold, reset, v_reset, detach, surrogate, signed
+        )
+        self.input_decay = input_decay
+        self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))
+
+    @property
+    def tau(self) -> Tensor:
+        """The time constant that w stands for now, in steps, a scalar."""
+        return 1 + torch.exp(-self.w)
+
+    @property
+    def leak(self) -> Tensor:
+        return torch.sigmoid(-self.w)
+
+    @property
+    def gain(self) -> float | Tensor:
+        return torch.sigmoid(self.w) if self.input_decay else 1.0

@@ -9,6 +9,7 @@ from spikelet.data.cifar import cifar10, cifar100
 from spikelet.data.dataset import Dataset, Split, channel_statistics, fingerprint, hold_out
 from spikelet.data.folder import imagefolder
 from spikelet.data.handwritten import digits, fashion_mnist, mnist
+from spikelet.data.tiny_imagenet import tiny_imagenet
 
 __all__ = [
     "AutoAugment",
@@ -29,4 +30,5 @@ __all__ = [
     "imagefolder",
     "mnist",
     "normalise",
+    "tiny_imagenet",
 ]

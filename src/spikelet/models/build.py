@@ -21,7 +21,7 @@ DEFAULT_MODEL: dict[str, tuple[str, int]] = {
     "fashion-mnist": ("small-cnn", 32),
     "cifar10": ("resnet18", 64),
     "cifar100": ("resnet18", 64),
-    "tiny-imagenet": ("resnet18", 64),
+    "tiny-imagenet": ("resnet18", 32),
     "imagefolder": ("resnet18", 64),
 }
 

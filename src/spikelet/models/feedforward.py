@@ -1,4 +1,4 @@
-"""Networks without skips: a small one for small images, VGG-11 and VGG-16."""
+"""Networks without skips: a small one for small images, VGG-9, VGGSNN, VGG-11 and VGG-16."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class FeedForward(nn.Module):
     """Stages `layer1`.. of convolution, batch norm, ReLU; mean over pixels; classifier `linear`.
 
     `layers` names the widths of each stage's convolutions; `pools` whether a pooling by two opens
-    the stage. Pooling comes first so that a stage ends with an activation.
+    the stage. Pooling comes first so that a stage ends with an activation. With `hidden` a layer
+    `fc` of that width and a ReLU come before the classifier.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class FeedForward(nn.Module):
         layers: Sequence[Sequence[int]],
         pools: Sequence[bool],
         pool: Literal["average", "max"] = "average",
+        hidden: int | None = None,
     ) -> None:
         super().__init__()
         if pool not in POOLS:
@@ -43,14 +45,21 @@ class FeedForward(nn.Module):
             self.add_module(name, stage)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.linear = nn.Linear(inputs, classes)
+        if hidden is not None:
+            self.fc = nn.Linear(inputs, hidden)
+            self.relu_fc = nn.ReLU()
+        self.linear = nn.Linear(hidden or inputs, classes)
+        self.hidden = hidden
         initialise(self)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Images "B C H W" to logits "B K"."""
         for name in self.stages:
             x = self.get_submodule(name)(x)
-        return self.linear(self.flatten(self.pool(x)))
+        x = self.flatten(self.pool(x))
+        if self.hidden is not None:
+            x = self.relu_fc(self.fc(x))
+        return self.linear(x)
 
 
 POOLS: dict[str, type[nn.Module]] = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
@@ -59,6 +68,37 @@ POOLS: dict[str, type[nn.Module]] = {"average": nn.AvgPool2d, "max": nn.MaxPool2
 def small_cnn(classes: int, channels: int, width: int = 32) -> nn.Module:
     """Three convolutions of `width` times 1, 1, 2 channels, average pooling, any size from 8x8."""
     return FeedForward(classes, channels, [[width], [width], [2 * width]], [False, False, True])
+
+
+def vgg9(
+    classes: int,
+    channels: int = 3,
+    width: int = 64,
+    pool: Literal["average", "max"] = "average",
+) -> nn.Module:
+    """VGG-9 of the spiking literature: 7 convolutions, 2 linear layers (Lee et al., 2020).
+
+    64-64, 128-128, 256-256-256 channels, then 1024 hidden units. With batch norm, and the mean
+    over pixels where the paper flattens 4x4 of them, so that any size from 8x8 fits.
+    """
+    layers, pools = [[1, 1], [2, 2], [4, 4, 4]], [False, True, True]
+    return FeedForward(classes, channels, _scaled(layers, width), pools, pool, hidden=16 * width)
+
+
+def vggsnn(
+    classes: int,
+    channels: int = 3,
+    width: int = 64,
+    pool: Literal["average", "max"] = "average",
+) -> nn.Module:
+    """VGGSNN, the network for event data of Deng et al., 2022 (arXiv 2202.11946): 8 convolutions.
+
+    64-128, 256-256, 512-512, 512-512 channels with average pooling between them. The mean over
+    pixels stands for the paper's last pooling and flattening of 48x48 frames, so that any size
+    from 8x8 fits.
+    """
+    layers = [[1, 2], [4, 4], [8, 8], [8, 8]]
+    return FeedForward(classes, channels, _scaled(layers, width), [False] + [True] * 3, pool)
 
 
 def vgg11(
