@@ -202,6 +202,7 @@ def test_demo_passes_on(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 # ---- mistakes ---------------------------------------------------------------------------------
 
+GRID = ["compare", "--data", "digits", "--methods", "logits", "--out", "OUT"]
 MISTAKES = {
     "verb": (["tech"], "teach"),
     "flag": (["teach", "--data", "digits", "--lerning-rate", "1"], "--learning-rate"),
@@ -262,6 +263,35 @@ MISTAKES = {
     "measure no steps": (["measure", "STUDENT", "--steps", "0"], "1 or more"),
     "resume nothing": (["distill", "--resume", "NO"], "no run"),
     "resume another": (["distill", "--resume", "STUDENT", "--epochs", "9"], "--epochs"),
+    "grid without data": (["compare", "--methods", "logits", "--out", "OUT"], "--data"),
+    "grid without methods": (["compare", "--data", "digits", "--out", "OUT"], "--methods"),
+    "grid without out": (["compare", "--data", "digits", "--methods", "logits"], "--out"),
+    "grid method": (
+        ["compare", "--data", "digits", "--methods", "logits", "hybird", "--out", "OUT"],
+        "hybrid",
+    ),
+    "grid seeds": ([*GRID, "--seeds", "0"], "1 to"),
+    "grid steps": ([*GRID, "--steps", "2", "0"], "1 or more"),
+    "grid epochs": ([*GRID, "--epochs", "-1"], "0 or more"),
+    "grid leaf": ([*GRID, "--terms.hybrid.weight", "1"], "logits"),
+    "grid field": ([*GRID, "--terms.logits.tua", "1"], "tau"),
+    "grid value": ([*GRID, "--training.clip", "much"], "number"),
+    "grid new term": ([*GRID, "--terms.extra.kind", "affine"], "no method"),
+    "grid seed": ([*GRID, "--seed", "3"], "--seeds"),
+    "grid jobs": ([*GRID, "--jobs", "0"], "1 or more"),
+    "grid budget": ([*GRID, "--budget-minutes", "-1"], "0 or more"),
+    "grid device": ([*GRID, "--device", "cpu", "cuda:9"], "cuda:9"),
+    "grid tuning": ([*GRID, "--tune", "2", "--validation", "0"], "for tuning"),
+    "grid rates": ([*GRID, "--tune-rates", "0"], "above 0"),
+    "grid weights": ([*GRID, "--weights", "NO.pt"], "--teacher"),
+    "grid width": ([*GRID, "--teacher", "TEACHER", "--width", "8"], "--model"),
+    "grid teacher": ([*GRID, "--teacher", "runs/nothing"], "no run"),
+    "grid out is a run": (
+        ["compare", "--data", "digits", "--methods", "logits", "--out", "TEACHER"],
+        "no comparison",
+    ),
+    "resume no grid": (["compare", "--resume", "STUDENT"], "no comparison"),
+    "resume a grid of nothing": (["compare", "--resume", "NO"], "no comparison"),
     "resume a leaf": (
         ["distill", "--resume", "STUDENT", "--training.clip", "1"],
         "--training.clip",
@@ -398,6 +428,76 @@ def after(ready: Callable[[], bool], act: Callable[[], None]) -> threading.Threa
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
+
+
+# ---- grids ------------------------------------------------------------------------------------
+
+
+def test_compare_writes_one_object(
+    teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["compare", "--teacher", str(teacher), "--methods", "logits", "--steps", "2"]
+    words += ["--seeds", "2", "--epochs", "1", "--calibrate", "32", "--terms.logits.tau", "4"]
+    words += ["--execute.fuse", "False", "--device", "cpu", "--out", str(out), "--json"]
+    assert main(words) == 0
+    printed, err = capfd.readouterr()
+    content = only_object(printed)
+    assert content["run"] == str(out)
+    assert all(set(row) >= ROW | {"difference", "low", "high"} for row in content["rows"])
+    found = {(row["method"], row["seed"]) for row in content["rows"] if row["steps"] == 2}
+    methods = ("none", "convert", "qann", "logits")
+    assert found == {(method, seed) for method in methods for seed in (None, 0, 1)}
+    assert "(8 of 8)" in err and "logits, T = 2, seed 1" in err
+    recipe = json.loads((out / "cells" / "logits-T2-seed1" / "recipe.json").read_text())
+    assert recipe["terms"]["logits"]["tau"] == 4.0
+    assert recipe["data"] == {"kind": "test_cli:few"}
+
+    assert main(["compare", "--resume", str(out), "--json", "--quiet"]) == 0
+    printed, err = capfd.readouterr()
+    assert only_object(printed)["rows"] == content["rows"]
+    assert err == ""
+    assert main(["compare", "--resume", str(out), "--seeds", "5"]) == 2
+    assert "keeps its settings" in capfd.readouterr().err
+    assert main(["compare", "--resume", str(out), "--training.clip", "5"]) == 2
+    assert "--training.clip" in capfd.readouterr().err
+
+
+LEAVES = (
+    "--training.clip none --neuron.surrogate.alpha 3 --neuron.surrogate.kind sigmoid",
+    "--augment crop flip --augment.0.padding 2 --calibrate 9 --norm frozen",
+    "--neuron.kind LIF --neuron.threshold 2 --terms.logits.tau 4 --terms.logits.weight 2",
+    "--terms.hybrid.on layer1 layer2 --execute.kind bptt --training.optimiser sgd",
+    "--neuron.surrogate triangle --execute.divide-by-steps yes --joint True",
+)
+
+
+@pytest.mark.parametrize("text", LEAVES)
+def test_leaf_of_a_grid_is_that_of_each_run(text: str) -> None:
+    """A grid sets the leaves that `distill` would, wherever a method has them."""
+    from spikelet.cli.compare import overrides_of
+    from spikelet.compare import Cell, Grid
+
+    _, leaves = split(text.split())
+    plain = [leaf for leaf in leaves if "." in leaf.flag or leaf.flag == "--augment"]
+    words = text.split()
+    plain += [
+        Leaf(word[2:], (words[index + 1],), word)
+        for index, word in enumerate(words)
+        if word.startswith("--") and "." not in word and word != "--augment"
+    ]
+    grid = Grid({"kind": "digits"}, ("logits", "hybrid"))
+    grid = dataclasses.replace(grid, overrides=overrides_of(plain, grid))
+    grid = Grid.from_json(json.loads(json.dumps(grid.to_json())))
+    for method in ("none", "logits", "hybrid"):
+        base = default_recipe("distill", {"kind": "digits"}, method)
+        mine = [leaf for leaf in plain if _has(base, leaf)]
+        assert grid.recipe(Cell(method, base.steps, 0)) == overridden(base, mine)
+
+
+def _has(recipe: Recipe, leaf: Leaf) -> bool:
+    head, *rest = leaf.path.split(".")
+    return head != "terms" or rest[0] in recipe.terms
 
 
 # ---- leaves -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ VERBS = {
     "teach": "train an ANN teacher",
     "distill": "make a spiking student of any teacher",
     "measure": "what a finished run can do: accuracy over time steps",
+    "compare": "methods x steps x seeds under one teacher: one table, one page; resumable",
     "doctor": "what is installed, what is fast here, what is missing",
 }
 LEAVES = (
@@ -205,6 +206,60 @@ def _measure(parser: Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
+def _compare(parser: Parser) -> None:
+    """The grid, its tuning, and how it is computed."""
+    whole, real, add = number(int), number(float), parser.add_argument
+    text = f"{', '.join(METHODS)}, a+b for the terms of both, or package.module:Term"
+    add(
+        "--methods", metavar="M", nargs="+", help=f"{text}; none, convert and qann always take part"
+    )
+    add("--steps", type=whole, nargs="+", metavar="T", help="time steps; default: 4")
+    add("--seeds", type=whole, default=3, metavar="N", help="counted from 0; default: 3")
+    add("--out", metavar="DIR", help="folder of the grid; one that is there may grow")
+    add("--resume", metavar="DIR", help="continue this grid; needs no other flag")
+    text = "a run folder, or a model name with --weights FILE; default: train one in DIR/teacher"
+    add("--teacher", metavar="T", help=text)
+    add("--weights", metavar="FILE", help="of the teacher: safetensors, npz, pt, pth")
+    add("--teacher-epochs", type=whole, metavar="N", help="of a teacher trained here")
+    _compare_students(parser)
+    text = "weights of the distillation terms tried for each method, on the validation part"
+    add("--tune", type=whole, default=0, metavar="N", help=f"{text}; default: 0")
+    text = "learning rates tried for each method, with each weight"
+    add("--tune-rates", type=real, nargs="+", metavar="R", help=text)
+    add("--tune-epochs", type=whole, metavar="N", help="of tuning runs; default: --epochs")
+    text = "no cell begins after these; one at work gets a tenth more, then stops to be resumed"
+    add("--budget-minutes", type=real, metavar="M", help=text)
+    text = "worker processes of one thread (or OMP_NUM_THREADS); default: one for each device"
+    add("--jobs", type=whole, metavar="K", help=text)
+    text = "one or several, cpu or cuda:0 cuda:1; default: cuda where there is one"
+    add("--device", metavar="D", nargs="+", help=text)
+    add("--quiet", action="store_true", help="no progress")
+    parser.epilog = _epilog("compare")
+
+
+def _compare_students(parser: Parser) -> None:
+    """What `compare` has in common with `distill`."""
+    whole, real, add = number(int), number(float), parser.add_argument
+    add("--data", metavar="D", help=f"{', '.join(DATA)}, package.module:function")
+    text = "of the teacher trained here, or of the students of a given --teacher"
+    add("--model", metavar="M", help=f"{text}: {_models()}")
+    add("--width", type=whole, metavar="W", help="of --model")
+    add("--epochs", type=whole, metavar="N", help="of every student")
+    add("--batch", type=whole, metavar="N", help="images per step")
+    add("--learning-rate", type=real, metavar="R", help="of every student; default: the data's")
+    add("--precision", metavar="fp32|bf16", help="default: fp32")
+    add("--neuron", metavar="N", help=f"{', '.join(NEURONS)} or an import path; default: IF")
+    text = "how the gradient is taken, for methods that leave it open: rate, bptt, an import path"
+    add("--execute", metavar="E", help=text)
+    add("--start", metavar="S", help="converted (default) or scratch")
+    add("--calibrate", type=whole, metavar="N", help="images for calibration")
+    add("--norm", metavar="KIND", help="batch norm: auto (default), train, settled or frozen")
+    add("--validation", type=whole, metavar="N", help="images held out of training")
+    text = "folder of the data sets; default: SPIKELET_DATA or ~/.cache/spikelet"
+    add("--data-root", metavar="DIR", help=text)
+    add("--download", action="store_true", help="fetch data that are missing")
+
+
 def _doctor(parser: Parser) -> None:
     text = "folder of the data sets; default: SPIKELET_DATA or ~/.cache/spikelet"
     parser.add_argument("--data-root", metavar="DIR", help=text)
@@ -215,5 +270,6 @@ ADD = {
     "teach": _teach,
     "distill": _distill,
     "measure": _measure,
+    "compare": _compare,
     "doctor": _doctor,
 }

@@ -26,7 +26,8 @@ from spikelet.cli.output import (
 from spikelet.errors import UserError, unknown
 
 MENDABLE, DEFECT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
-WITH_LEAVES = ("teach", "distill")
+WITH_LEAVES = ("teach", "distill", "compare")
+RUN_FILES = ("recipe.json", "compare.json")
 
 
 class Terminated(BaseException):
@@ -91,12 +92,17 @@ def _answer(verb: str, rest: list[str], leaves: list[Leaf], stdout: TextIO) -> i
         result, render = _result(verb, options, leaves, where), lambda *_: None
     else:
         result, render = _result(verb, options, leaves, console), show
+    status = 0
+    if verb == "compare":
+        from spikelet.cli import compare
+
+        render, status = compare.show, compare.status(result)
     if options.json:
         render(console, result)
         write_object(result, stdout)
     else:
         render(output_console(stdout), result)
-    return 0
+    return status
 
 
 def _result(verb: str, options: Any, leaves: list[Leaf], console: Any) -> dict[str, Any]:
@@ -109,6 +115,10 @@ def _result(verb: str, options: Any, leaves: list[Leaf], console: Any) -> dict[s
         from spikelet.cli import measure
 
         return measure.run(options, console)
+    if verb == "compare":
+        from spikelet.cli import compare
+
+        return compare.run(options, leaves, vars(parse(verb, [])), console)
     if options.resume is not None:
         from spikelet.cli.runs import resumed
 
@@ -145,7 +155,7 @@ def _line(given: Sequence[str]) -> str:
     for flag in ("--out", "--resume"):
         if flag in given[1:-1]:
             run = given[list(given).index(flag) + 1]
-            if verb in WITH_LEAVES and (Path(run) / "recipe.json").exists():
+            if verb in WITH_LEAVES and any((Path(run) / name).exists() for name in RUN_FILES):
                 return shlex.join(["spikelet", verb, "--resume", run])
     return shlex.join(["spikelet", *given])
 

@@ -1,7 +1,17 @@
 """The report: one self-contained HTML page about a comparison, and its findings in sentences."""
 
-from spikelet.report.findings import comparison, sentences, verdict
+from spikelet.report.findings import NOT_SHOWN, comparison, sentences, verdict
+from spikelet.report.grid import grid_page
 from spikelet.report.machine import hardware
 from spikelet.report.page import Example, page
 
-__all__ = ["Example", "comparison", "hardware", "page", "sentences", "verdict"]
+__all__ = [
+    "NOT_SHOWN",
+    "Example",
+    "comparison",
+    "grid_page",
+    "hardware",
+    "page",
+    "sentences",
+    "verdict",
+]

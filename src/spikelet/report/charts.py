@@ -115,6 +115,44 @@ def curve_chart(curves: Mapping[str, Sequence[float]], series: Mapping[str, int]
     return drawn[0]
 
 
+def dots_chart(
+    name: str,
+    dots: Sequence[Row],
+    single: Mapping[str, Sequence[float]] | None = None,
+    *,
+    line: float | None = None,
+    label: str = "accuracy, %",
+) -> str:
+    """Shares in % as dots with their intervals, a method a line, and a line to compare with.
+
+    Args:
+        name: of the drawing, unique on its page.
+        dots: `name`, `value`, `half` of the interval or None, `filled`.
+        single: method -> values of single seeds, drawn small.
+        line: where the reference is: the teacher's accuracy, no difference.
+        label: of the axis.
+    """
+    with _drawing(name, 0.75 + 0.27 * len(dots)) as (axes, drawn):
+        if line is not None:
+            axes.axvline(100 * line, color=INK, ls=(0, (5, 3)), lw=1.2)
+        for place, dot in enumerate(dots):
+            values = [100 * value for value in (single or {}).get(dot["name"], ())]
+            axes.plot(values, [place] * len(values), "|", color=MUTED, markersize=7, lw=0)
+            axes.errorbar(
+                100 * dot["value"],
+                place,
+                xerr=None if dot["half"] is None else 100 * dot["half"],
+                color=SERIES[2],
+                marker="o",
+                markerfacecolor=SERIES[2] if dot["filled"] else "none",
+            )
+        axes.set_yticks(range(len(dots)), [dot["name"] for dot in dots])
+        axes.set_ylim(len(dots) - 0.5, -0.5)
+        axes.grid(False, axis="y")
+        axes.set_xlabel(label)
+    return drawn[0]
+
+
 def _steps_axis(axes: Any, steps: Sequence[int]) -> None:
     """Time steps on a logarithmic axis, each labelled as it is."""
     axes.set_xscale("log", base=2)

@@ -28,7 +28,14 @@ METHODS = {
     "later layers attached behind each stage",
     "affine": "trained on labels and features mapped to the teacher's",
     "supersnn": "trained on labels and relations between images, as the teacher sees them",
-    "qann": "the teacher with its activations quantised to T + 1 levels",
+    "kdsnn-response": "trained on the teacher's softened answers, and a little on the labels",
+    "kdsnn-feature": "trained on labels and the teacher's features behind a margin",
+    "heterogeneous-temperature": "trained on labels and the teacher's answers, each side softened "
+    "by a temperature of its own",
+    "twkd": "trained on labels, the teacher's answers and the student's mean answer at every step",
+    "distilling-spikes": "trained on labels and the number of spikes within windows of time",
+    "qann": "no spiking network: the teacher with its activations quantised to T + 1 levels, "
+    "trained like logits",
 }
 
 
@@ -74,7 +81,7 @@ def page(
     """
     series, spiking = series_of(rows), [row for row in rows if row["steps"] is not None]
     steps = sorted({row["steps"] for row in spiking})
-    return _template().render(
+    return template("page.html.j2").render(
         title=title,
         lead=lead,
         findings=findings,
@@ -94,20 +101,32 @@ def page(
     )
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """A template of this package.
+
+    Raises:
+        UserError: if jinja2 is missing.
+    """
     try:
-        from jinja2 import Environment, StrictUndefined
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
     except ImportError as error:
         raise UserError(
             "report", "jinja2 is not installed", "run `pip install 'spikelet[report]'`"
         ) from error
     environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FunctionLoader(_source),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     environment.filters |= {"percent": percent, "points": points, "picture": picture}
     environment.filters["unbroken"] = unbroken
-    source = files("spikelet.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment.get_template(name)
+
+
+def _source(name: str) -> str:
+    return files("spikelet.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def unbroken(words: str) -> str:

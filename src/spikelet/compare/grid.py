@@ -1,0 +1,244 @@
+"""What a comparison is, as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from spikelet.compare.overrides import overridden
+from spikelet.errors import UserError, unknown
+from spikelet.recipe import METHODS, TERMS, Recipe, Spec, default_recipe, import_path, plain
+from spikelet.recipe.specs import validated
+from spikelet.train import read_json, write_json
+
+CONTROLS = ("none", "convert", "qann")
+TUNING_SEED = 1000
+GRID_FILE = "compare.json"
+MAY_GROW = ("methods", "steps", "seeds")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid."""
+
+    method: str
+    steps: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The cell's folder under OUT/cells."""
+        return f"{folder_name(self.method)}-T{self.steps}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A comparison: methods x steps x seeds under one teacher, with the same training for all.
+
+    Attributes:
+        data: spec of the data set.
+        methods: names of methods, `a+b` for the terms of both, or an import path
+            `package.module:Term` for cross entropy plus a term of one's own. `none`, `convert` and
+            `qann` are always among them.
+        steps: numbers of time steps T; tuning is done at the first.
+        seeds: how many, counted from 0. A seed decides calibration images, order of the data and
+            the fresh weights.
+        teacher: `{"run": folder}` or a model with weights; None trains one within the grid.
+        model: what that one is; with a teacher, the architecture of the students.
+        epochs, batch: of every student; the data set's own where None.
+        teacher_epochs: of a teacher trained within the grid.
+        tune: how many weights of the distillation terms are tried for each method; 0 for none.
+        tune_rates: learning rates that are tried for each method, times each weight.
+        tune_epochs: of the tuning runs; `epochs` where None.
+        overrides: dotted leaf of the recipe -> value, for every student that has such a leaf.
+    """
+
+    data: Spec
+    methods: tuple[str, ...] = ()
+    steps: tuple[int, ...] = (4,)
+    seeds: int = 3
+    teacher: Spec | None = None
+    model: Spec | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    teacher_epochs: int | None = None
+    tune: int = 0
+    tune_rates: tuple[float, ...] = ()
+    tune_epochs: int | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        methods = tuple(dict.fromkeys([*CONTROLS, *self.methods]))
+        object.__setattr__(self, "methods", methods)
+        object.__setattr__(self, "steps", tuple(dict.fromkeys(self.steps)))
+        object.__setattr__(self, "tune_rates", tuple(dict.fromkeys(self.tune_rates)))
+        for name in ("data", "teacher", "model", "overrides"):
+            object.__setattr__(self, name, plain(name, getattr(self, name)))
+        self._check_numbers()
+        self._check_overrides()
+
+    def _check_numbers(self) -> None:
+        last = TUNING_SEED
+        _require(bool(self.steps), "steps", "one or more", self.steps, "give time steps, 2 4")
+        _require(all(t >= 1 for t in self.steps), "steps", "1 or more", self.steps, "give 2 4")
+        _require(1 <= self.seeds <= last, "seeds", f"1 to {last}", self.seeds, "5 give intervals")
+        _require(self.tune >= 0, "tune", "0 or more weights", self.tune, "try 3")
+        rates = all(0 < rate < math.inf for rate in self.tune_rates)
+        _require(rates, "tune_rates", "numbers above 0", self.tune_rates, "try 0.001 0.003")
+        held = self.data.get("validation") != 0 or not (self.tune or self.tune_rates)
+        _require(held, "validation", "some images, for tuning", 0, "hold some out")
+        for name in ("teacher_epochs", "tune_epochs"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, name, "0 or more", value, "give a whole number")
+
+    def _check_overrides(self) -> None:
+        """Every method has a recipe, and every override is a leaf of at least one."""
+        used = {key for _, keys in self._overridden.values() for key in keys}
+        for key in self.overrides:
+            if key not in used:
+                fix = "leave it out, or add a method that has it"
+                raise UserError(f"--{key}", "no method of this grid has such a leaf", fix)
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell; a seed is finished before the next begins, so early tables are paired."""
+        for seed in range(self.seeds):
+            for steps in self.steps:
+                for method in self.methods:
+                    yield Cell(method, steps, seed)
+
+    def recipe(self, cell: Cell, teacher: Spec | None = None) -> Recipe:
+        """The recipe of a cell, before tuning."""
+        model = None if self.teacher is None or cell.method == "convert" else self.model
+        recipe = self._overridden[cell.method][0]
+        return dataclasses.replace(
+            recipe, steps=cell.steps, seed=cell.seed, teacher=teacher, model=model
+        )
+
+    def teacher_recipe(self) -> Recipe:
+        """The recipe of the teacher that is trained within the grid."""
+        recipe = default_recipe("teach", self.data, model=self.model)
+        return recipe if self.teacher_epochs is None else _longer(recipe, self.teacher_epochs)
+
+    @cached_property
+    def _overridden(self) -> dict[str, tuple[Recipe, set[str]]]:
+        """Each method's recipe with the overrides that it has a leaf for, and their names."""
+        given = {"training.epochs": self.epochs, "training.batch": self.batch}
+        mine = {key: value for key, value in given.items() if value is not None}
+        found = {}
+        for method in self.methods:
+            recipe, _ = overridden(recipe_of(method, self.data), mine)
+            found[method] = overridden(recipe, self.overrides)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` gives an equal grid back."""
+        return plain("grid", dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> Grid:
+        """The grid of plain data; UserError naming a field that is wrong or unknown."""
+        return Grid(**validated("", Grid, fields))
+
+
+def recipe_of(method: str, data: Spec) -> Recipe:
+    """The recipe that a method's name stands for: its terms, or those of several joined by +."""
+    names = method.split("+")
+    for name in names:
+        if ":" not in name and name not in METHODS:
+            raise unknown("--methods", name, METHODS)
+        if len(names) > 1 and name in CONTROLS:
+            raise UserError(f"--methods {method}", f"{name} is a control", "combine other methods")
+    known = [name for name in names if ":" not in name]
+    recipes = [default_recipe("distill", data, name) for name in known or ["none"]]
+    terms = {key: spec for each in reversed(recipes) for key, spec in each.terms.items()}
+    for number, name in enumerate(name for name in names if ":" in name):
+        terms[f"own{number or ''}"] = {"kind": import_path("--methods", name, TERMS)}
+    bound = next((each for each in recipes if each.execute["kind"] != "rate"), recipes[0])
+    return dataclasses.replace(bound, method=method, terms=terms)
+
+
+def folder_name(method: str) -> str:
+    """A method's name as part of a folder's."""
+    return re.sub(r"[^\w.+-]", ".", method)
+
+
+def stored_grid(out: Path) -> Grid:
+    """The grid of a folder.
+
+    Raises:
+        UserError: if the folder holds none.
+    """
+    if not (out / GRID_FILE).exists():
+        fix = "name the folder of a comparison, made by `spikelet compare --out`"
+        raise UserError(f"--resume {out}", "there is no comparison in this folder", fix)
+    fields = read_json(out / GRID_FILE)
+    try:
+        return Grid.from_json(fields["grid"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{out / GRID_FILE}", "it holds no grid", "name another folder") from error
+
+
+def claimed(out: Path, grid: Grid) -> Grid:
+    """Marks a folder as this grid's; a grid that is there already may only grow.
+
+    Raises:
+        UserError: if the folder holds anything else, or a grid with other settings.
+    """
+    if (out / GRID_FILE).exists():
+        grid = grown(stored_grid(out), grid, out)
+    elif out.exists() and any(out.iterdir()):
+        what = "a run" if (out / "recipe.json").exists() else "something else"
+        raise UserError(f"--out {out}", f"it holds {what}, no comparison", "name another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / GRID_FILE, {"schema": 1, "grid": grid.to_json()})
+    except OSError as error:
+        what = f"it cannot be written ({error.strerror})"
+        raise UserError(f"--out {out}", what, "name another folder") from error
+    return grid
+
+
+def grown(stored: Grid, asked: Grid, out: Path) -> Grid:
+    """The grid to go on with: that of the folder with the further methods, steps and seeds.
+
+    Raises:
+        UserError: naming the first setting that differs, or a part that `asked` leaves out.
+    """
+    for each in dataclasses.fields(Grid):
+        then, now = getattr(stored, each.name), getattr(asked, each.name)
+        if each.name not in MAY_GROW and then != now:
+            what = f"the comparison in {out} was begun with {json.dumps(then)}"
+            fix = "keep that value, or name another folder"
+            raise UserError(f"{each.name} = {json.dumps(now)}", what, fix)
+    for name in ("methods", "steps"):
+        missing = [each for each in getattr(stored, name) if each not in getattr(asked, name)]
+        if missing:
+            what = f"the comparison in {out} has {missing[0]} too"
+            raise UserError(f"--{name}", what, "name it again; a comparison may only grow")
+    if asked.seeds < stored.seeds:
+        what = f"the comparison in {out} has {stored.seeds}"
+        raise UserError(f"--seeds {asked.seeds}", what, "give as many; a comparison may only grow")
+    return dataclasses.replace(
+        asked,
+        methods=(*stored.methods, *asked.methods),
+        steps=(*stored.steps, *asked.steps),
+    )
+
+
+def _longer(recipe: Recipe, epochs: int) -> Recipe:
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, epochs=epochs))
+
+
+def _require(holds: bool, name: str, expected: str, value: Any, fix: str) -> None:
+    """Raise the sentence about a flag unless it holds."""
+    if not holds:
+        flag = f"--{name.replace('_', '-')}"
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        raise UserError(f"{flag} {shown}".strip(), f"expected {expected}", fix)

@@ -1,0 +1,74 @@
+"""Leaves of a recipe set from a flat table, where the recipe has them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from spikelet.errors import UserError, unknown
+from spikelet.recipe import Recipe
+
+GRIDS_OWN = ("task", "data", "model", "teacher", "method", "steps", "seed")
+
+
+def overridden(recipe: Recipe, leaves: Mapping[str, Any]) -> tuple[Recipe, set[str]]:
+    """The recipe with the leaves that it has, and the names of those.
+
+    A kind is set before the fields beside it. A method that needs its own way of taking gradients
+    keeps it (`qann`, and those that need every step); `qann`, which has no spikes, keeps its
+    integrate-and-fire levels.
+
+    Raises:
+        UserError: for a leaf that no recipe has, or that is the grid's own.
+    """
+    fields, used = dataclasses.asdict(recipe), set()
+    for path in sorted(leaves, key=_order):
+        head, *rest = path.split(".")
+        known = [each for each in fields if each not in GRIDS_OWN]
+        if head in GRIDS_OWN:
+            raise UserError(f"--{path}", "the grid sets it for every cell", "leave it out")
+        if head not in known:
+            raise unknown(f"--{path}", head, known)
+        if _applies(recipe, head, rest, leaves):
+            _place(fields, [head, *rest], copy.deepcopy(leaves[path]))
+            used.add(path)
+    return Recipe.from_json(json.dumps(fields)), used
+
+
+def _order(path: str) -> tuple[bool, int]:
+    """Kinds first, and what holds others before them."""
+    return not path.endswith((".kind", ".surrogate")), path.count(".")
+
+
+def _applies(recipe: Recipe, head: str, rest: list[str], leaves: Mapping[str, Any]) -> bool:
+    """Whether a recipe takes part in a leaf."""
+    if head == "terms":
+        return bool(rest) and rest[0] in recipe.terms
+    if head == "execute":
+        return recipe.execute["kind"] == "rate"
+    if head == "neuron" and recipe.execute["kind"] == "quantised":
+        return "neuron.kind" not in leaves and rest != ["signed"]
+    return True
+
+
+def _place(fields: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set one leaf; another kind starts with its own defaults."""
+    *way, last = path
+    if last == "kind":
+        *way, last = way
+        value = {"kind": value}
+    elif last == "surrogate" and isinstance(value, str):
+        value = {"kind": value}
+    holder: Any = fields
+    for key in way:
+        holder = holder[int(key)] if isinstance(holder, list) else holder.get(key)
+        if not isinstance(holder, dict | list):
+            raise UserError(f"--{'.'.join(path)}", f"{key} has no fields here", "name its kind")
+    index: Any = int(last) if isinstance(holder, list) else last
+    before = holder[index] if isinstance(holder, list) else holder.get(last)
+    same = path[-1] == "kind" and isinstance(before, dict) and before.get("kind") == value["kind"]
+    if not same:
+        holder[index] = value

@@ -1,0 +1,251 @@
+"""A whole comparison: teacher, tuning, cells, table; it goes on wherever it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from spikelet.compare.crew import Crew
+from spikelet.compare.grid import Cell, Grid, claimed
+from spikelet.compare.progress import Board
+from spikelet.compare.table import mean_rows, require_alike, seed_rows, teacher_row
+from spikelet.compare.tune import chosen, tuned, tuning_jobs
+from spikelet.compare.turns import Alone, Budget
+from spikelet.compare.work import Job
+from spikelet.compare.write import commits, findings, write, write_tables
+from spikelet.errors import UserError
+from spikelet.recipe import Spec
+from spikelet.train import Interrupted, read_recipe
+
+try:
+    import fcntl
+except ImportError:  # not on this system: nothing keeps two from one folder
+    fcntl = None  # type: ignore[assignment]
+
+TABLE_SECONDS = 10.0  # how old the files may be while the grid is at work
+
+
+def compare(
+    grid: Grid,
+    out: Path | str,
+    *,
+    jobs: int = 1,
+    devices: Sequence[str] | None = None,
+    budget_minutes: float | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Computes a grid, or goes on with it, and writes OUT/results.json, table.csv, report.html.
+
+    Finished cells are never computed again, stopped ones go on from their checkpoint; a folder's
+    grid may be called again with more methods, steps or seeds.
+
+    Args:
+        grid: what is compared.
+        out: folder of the grid; cells lie in OUT/cells, each an ordinary run.
+        jobs: worker processes; 1 computes in this process.
+        devices: of the workers in turn, "cpu", "cuda:1"; by default a GPU where there is one.
+        budget_minutes: after these no cell begins; what is done is told, and what remains.
+        console: where progress goes; standard error by default.
+
+    Returns:
+        `run`, `rows`, `tuned`, `failed`, `remaining`, `resume`, `findings`, `commits`, `files`.
+
+    Raises:
+        UserError: if the folder holds something else or another grid, or the teacher fails.
+        Interrupted: after Ctrl-C or SIGTERM in training; the same call continues.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}", "expected 1 or more", "give the worker processes")
+    if budget_minutes is not None and budget_minutes < 0:
+        raise UserError(f"--budget-minutes {budget_minutes:g}", "expected 0 or more", "raise it")
+    out, places = Path(out), list(devices or [None])  # type: ignore[list-item]
+    budget = Budget(None if budget_minutes is None else 60 * budget_minutes)
+    console = Console(stderr=True) if console is None else console
+    grid = claimed(out, grid)
+    workers = (
+        Alone(places[0]) if jobs == 1 else Crew([places[i % len(places)] for i in range(jobs)])
+    )
+    with _alone_in(out), Board(console, jobs) as board:
+        session = _Session(grid, out, board, budget, workers)
+        try:
+            return session.run()
+        except Interrupted as stop:
+            write_tables(out, session.result())
+            raise Interrupted(resume_line(out), stop.code) from stop
+        finally:
+            workers.close()
+
+
+def resume_line(out: Path) -> str:
+    """The command that goes on with a grid."""
+    return shlex.join(["spikelet", "compare", "--resume", str(out)])
+
+
+@dataclass
+class _Session:
+    """One call of `compare`."""
+
+    grid: Grid
+    out: Path
+    board: Board
+    budget: Budget
+    workers: Alone | Crew
+    errors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tuning: dict[str, Any] | None = None
+    cells: list[Job] = field(default_factory=list)
+    written: float = 0.0
+
+    def run(self) -> dict[str, Any]:
+        """Teacher, tuning, cells, then the page."""
+        self.choose()
+        taught, tries = self.teacher_jobs(), self.tuning_jobs()
+        every = [*taught, *tries, *self.cells]
+        left = [job for job in every if not job.finished]
+        require_alike(self.cells)
+        self.board.plan(len(every) - len(left), left)
+        self.do(taught)
+        if all(job.finished for job in taught):
+            self.do(tries)
+            self.choose()
+            self.do([job for job in self.cells if self.ready(job)])
+        result = self.result()
+        result["files"] = write(self.out, self.grid, result, self.cells)
+        return result
+
+    @property
+    def teacher(self) -> Spec:
+        """What teaches every cell."""
+        if self.grid.teacher is not None:
+            return self.grid.teacher
+        return {"run": str((self.out / "teacher").absolute())}
+
+    @property
+    def spiking_teacher(self) -> bool:
+        """Whether the teacher is the run of a student."""
+        spec = self.grid.teacher or {}
+        return "run" in spec and read_recipe(spec["run"]).task == "distill"
+
+    def measured_teachers(self) -> dict[Path, str]:
+        """Runs that may have measured the teacher, and what it was there; a spiking one needs T."""
+        found = {self.out / "teacher": "ann"} if self.grid.teacher is None else {}
+        spiking = self.spiking_teacher
+        for job in self.cells:
+            found[job.folder] = f"snn, T = {job.recipe.steps}" if spiking else "ann"
+        return found
+
+    def teacher_jobs(self) -> list[Job]:
+        """The training of the teacher, unless one is given."""
+        if self.grid.teacher is not None:
+            return []
+        recipe = self.grid.teacher_recipe()
+        return [Job("teach", "teacher", self.out / "teacher", recipe)]
+
+    def tuning_jobs(self) -> list[Job]:
+        """The candidates of methods that are not decided on yet."""
+        decided = {} if self.tuning is None else self.tuning["chosen"]
+        every = tuning_jobs(self.grid, self.out, self.teacher)
+        return [job for job in every if job.recipe.method not in decided]
+
+    def choose(self) -> None:
+        """Sets every cell's recipe by what tuning has found; a spiking teacher has no `convert`."""
+        self.tuning = chosen(self.grid, self.out, self.sentences)
+        choices = {} if self.tuning is None else self.tuning["chosen"]
+        spiking = self.spiking_teacher
+        self.cells = [
+            self._job(cell, choices.get(cell.method))
+            for cell in self.grid.cells()
+            if not (spiking and cell.method == "convert")
+        ]
+
+    def _job(self, cell: Cell, choice: dict[str, Any] | None) -> Job:
+        recipe = tuned(self.grid.recipe(cell, self.teacher), choice)
+        return Job("cell", cell.name, self.out / "cells" / cell.name, recipe)
+
+    def ready(self, job: Job) -> bool:
+        """Whether its method is tuned, if it is to be; one that never came through has failed."""
+        method = job.recipe.method
+        tried = (self.tuning or {"tried": {}})["tried"].get(method)
+        if not tried or any(each["accuracy"] is not None for each in tried):
+            return not tried or method in (self.tuning or {})["chosen"]
+        if all(each["error"] is not None for each in tried):
+            what = f"no tuning run of {method} came through ({tried[0]['error']})"
+            parts = {"argument": "--tune", "message": what, "fix": "see OUT/tuned.json"}
+            self.errors.setdefault(job.name, {**parts, "defect": False})
+        return False
+
+    @property
+    def sentences(self) -> dict[str, str]:
+        """What failed, in words, by name of the job."""
+        return {name: f"{e['argument']}: {e['message']}" for name, e in self.errors.items()}
+
+    def do(self, jobs: Sequence[Job]) -> None:
+        """Computes what is not finished of some jobs."""
+        left = [job for job in jobs if not job.finished]
+        for outcome in self.workers.run(left, self.budget, self.board.begin):
+            self.board.end(outcome)
+            if outcome.error is not None:
+                self.errors[outcome.job.name] = outcome.error
+                _require_teacher(outcome.job, outcome.error)
+            if time.monotonic() - self.written > TABLE_SECONDS:
+                write_tables(self.out, self.result())
+                self.written = time.monotonic()
+
+    def result(self) -> dict[str, Any]:
+        """What is known by now."""
+        jobs = self.cells
+        seeds = seed_rows(jobs)
+        means = mean_rows(seeds)
+        teacher = teacher_row(self.measured_teachers())
+        rows = [*([] if teacher is None else [teacher]), *means]
+        rows += [row for row in seeds if not any(row is each for each in means)]
+        failed = [_failure(job, self.errors[job.name]) for job in jobs if job.name in self.errors]
+        remaining = [job.name for job in jobs if not job.finished and job.name not in self.errors]
+        return {
+            "run": str(self.out),
+            "rows": rows,
+            "tuned": self.tuning,
+            "failed": failed,
+            "remaining": remaining,
+            "resume": resume_line(self.out) if failed or remaining else None,
+            "findings": findings(rows),
+            "commits": commits(jobs),
+        }
+
+
+def _failure(job: Job, error: dict[str, Any]) -> dict[str, Any]:
+    recipe = job.recipe
+    names = {"method": recipe.method, "steps": recipe.steps, "seed": recipe.seed}
+    return {**names, "run": str(job.folder), **error}
+
+
+def _require_teacher(job: Job, error: dict[str, Any]) -> None:
+    """Without its teacher there is no grid."""
+    if job.kind != "teach":
+        return
+    if error["defect"]:
+        raise RuntimeError(f"{error['argument']}: {error['message']}; {error['fix']}")
+    raise UserError(f"teacher: {error['argument']}", error["message"], error["fix"])
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Keeps a second comparison out of a folder; the lock ends with the process."""
+    if fcntl is None:
+        yield
+        return
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            what = "another comparison is at work in this folder"
+            raise UserError(f"--out {out}", what, "wait for it, or name another folder") from error
+        except OSError:
+            pass  # this file system has no locks
+        yield

@@ -1,0 +1,176 @@
+"""One cell at a time: what is to be computed, where, and what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import io
+import shutil
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from spikelet.data import Dataset
+from spikelet.errors import UserError
+from spikelet.recipe import Recipe
+from spikelet.train import Interrupted, read_json, write_json
+from spikelet.train.job import distill, load_data, teach
+from spikelet.train.load import SNN, Loaded
+from spikelet.train.prepare import teacher_of
+
+RESULTS = "results.json"
+DEFECT_FILE = "error.txt"
+PEAK_OF_PROCESS = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of the grid: its name, folder and recipe."""
+
+    kind: Literal["teach", "tune", "cell"]
+    name: str
+    folder: Path
+    recipe: Recipe
+
+    @property
+    def finished(self) -> bool:
+        """Whether its results are there; such a run is never computed again."""
+        rows = read_rows(self.folder)
+        return rows is not None and (self.kind != "tune" or rows[-1]["split"] == "validation")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: done, stopped with a checkpoint, or failed with a sentence."""
+
+    job: Job
+    seconds: float
+    stopped: bool = False
+    error: dict[str, Any] | None = None
+
+
+class Station:
+    """A device, with data and teacher loaded once."""
+
+    def __init__(self, device: str | None) -> None:
+        self.device = device
+        self._dataset: Dataset | None = None
+        self._teacher: Loaded | None = None
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Computes a job, or goes on with it; its results.
+
+        A tuning run has the validation part in the place of the test part: it never sees a test
+        image.
+        """
+        if self._dataset is None:
+            self._dataset = load_data(job.recipe)
+        (job.folder / DEFECT_FILE).unlink(missing_ok=True)
+        _begin_anew(job.folder / "checkpoint")
+        _forget_peak()
+        torch.manual_seed(job.recipe.seed)  # mappings start alike whatever ran before
+        common: dict[str, Any] = {
+            "resume": True,
+            "console": Console(quiet=True, file=io.StringIO()),
+            "device": self.device,
+            "dataset": self._dataset,
+        }
+        if job.kind == "teach":
+            return teach(job.recipe, job.folder, **common)
+        common["teacher"] = self._own_teacher(job, self._dataset)
+        if job.kind == "cell":
+            tells = "none" if common["teacher"].kind == SNN else "convert"
+            controls = job.recipe.method == tells
+            return distill(job.recipe, job.folder, **common, controls=controls)
+        held = self._dataset.validation
+        assert held is not None
+        common["dataset"] = dataclasses.replace(self._dataset, test=held)
+        return _on_validation(job, distill(job.recipe, job.folder, **common, controls=False))
+
+    def _own_teacher(self, job: Job, dataset: Dataset) -> Loaded:
+        """A copy of the teacher: a method that trains it along changes only its own."""
+        if self._teacher is None:
+            self._teacher = teacher_of(job.recipe, job.folder, dataset)
+        return dataclasses.replace(self._teacher, net=copy.deepcopy(self._teacher.net))
+
+
+def perform(station: Station, job: Job) -> Outcome:
+    """Computes a job on a station; a failure is told, not raised.
+
+    Raises:
+        Interrupted, KeyboardInterrupt: when it was stopped.
+    """
+    began = time.monotonic()
+    try:
+        station.run(job)
+    except Interrupted:
+        raise
+    except UserError as error:
+        return Outcome(job, time.monotonic() - began, error=_parts(error))
+    except torch.OutOfMemoryError:
+        fix = "give a smaller --batch or --device cpu"
+        full = UserError("--batch", "the device's memory is full", fix)
+        return Outcome(job, time.monotonic() - began, error=_parts(full))
+    except Exception as error:
+        return Outcome(job, time.monotonic() - began, error=_defect(job, error))
+    return Outcome(job, time.monotonic() - began)
+
+
+def read_rows(run: Path) -> list[dict[str, Any]] | None:
+    """The rows of a finished run; None of an unfinished one."""
+    if not (run / RESULTS).exists():
+        return None
+    return list(read_json(run / RESULTS)["rows"])
+
+
+def died(job: Job, seconds: float, status: int | None) -> Outcome:
+    """The outcome of a job whose process is gone."""
+    what = f"its process died (status {status})"
+    fix = "look at the machine's memory, or give fewer --jobs"
+    return Outcome(job, seconds, error=_parts(UserError("--jobs", what, fix)))
+
+
+def _on_validation(job: Job, results: dict[str, Any]) -> dict[str, Any]:
+    """Results that say on which part they were measured."""
+    kept = ("accuracy_selected", "epoch_selected")
+    rows = [
+        {k: v for k, v in row.items() if k not in kept} | {"split": "validation"}
+        for row in results["rows"]
+    ]
+    results = {**results, "rows": rows}
+    write_json(job.folder / RESULTS, results)
+    return results
+
+
+def _parts(error: UserError) -> dict[str, Any]:
+    parts = {"argument": error.argument, "message": error.message, "fix": error.fix}
+    return {**parts, "defect": False}
+
+
+def _defect(job: Job, error: Exception) -> dict[str, Any]:
+    """A sentence about a defect; the whole trace goes to the run's folder."""
+    with contextlib.suppress(OSError):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        text = "".join(traceback.format_exception(error))
+        (job.folder / DEFECT_FILE).write_text(text, encoding="utf-8")
+    message = f"a defect of spikelet ({' '.join(str(error).split())})"
+    fix = f"please report it with {job.folder / DEFECT_FILE}"
+    return {"argument": type(error).__name__, "message": message, "fix": fix, "defect": True}
+
+
+def _begin_anew(checkpoint: Path) -> None:
+    """A run that was killed while it wrote its first checkpoint has none."""
+    if not (checkpoint / "state.json").exists():
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _forget_peak() -> None:
+    """Linux counts a process's largest memory anew from here; elsewhere it never falls."""
+    with contextlib.suppress(OSError):
+        PEAK_OF_PROCESS.write_text("5\n", encoding="ascii")

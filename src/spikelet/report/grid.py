@@ -1,0 +1,116 @@
+"""The page of a whole grid: many methods against one control, a section for each T."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spikelet.measure import t_quantile
+from spikelet.report.charts import dots_chart
+from spikelet.report.page import METHODS, template
+
+Row = Mapping[str, Any]
+MARKS = {
+    "quantised ann": "quantised ANN, no spikes",
+    "signed snn": "signed spikes",
+    "ann": "ANN",
+    "snn": "",
+}
+READING = (
+    "Accuracy is on the test part at the end of training, mean ± standard deviation over n seeds; "
+    "bars are 95 % intervals of Student's t, small dots single seeds. Differences are paired by "
+    "seed: an interval covers what another seed (order of the data, calibration images, fresh "
+    "weights) would change, not another teacher or another set of test images. Each interval is at "
+    "95 % by itself: of twenty methods that change nothing, one is expected to look different. "
+    "Firing rate is spikes per neuron and step. Training time is that of the steps alone, beside "
+    "whatever else the machine did. Memory is the largest of the whole process, data and libraries "
+    "too, or on a GPU that of its tensors."
+)
+
+
+def grid_page(
+    rows: Sequence[Row],
+    seeds: Sequence[Row] = (),
+    *,
+    title: str,
+    lead: str = "",
+    findings: Sequence[str] = (),
+    tuned: Mapping[str, Any] | None = None,
+    failed: Sequence[Row] = (),
+    remaining: Sequence[str] = (),
+    made: Mapping[str, str] | None = None,
+) -> str:
+    """One self-contained HTML page: no script, no request, light and dark.
+
+    Args:
+        rows: one for each method and T, with `difference`, `low`, `high`, `verdict` against `none`,
+            `rate`, `seconds`, `peak_mib` and `kind`; the teacher's has no steps.
+        seeds: the rows of single seeds.
+        title, lead: headline, and what was done in a sentence.
+        findings: sentences.
+        tuned: what was tried and chosen for each method.
+        failed, remaining: cells that are not in the table.
+        made: how it was made: data, training, versions, hardware.
+
+    Raises:
+        UserError: if jinja2 or matplotlib is missing.
+    """
+    steps = sorted({row["steps"] for row in rows if row["steps"] is not None})
+    methods = dict.fromkeys(row["method"] for row in rows)
+    return template("grid.html.j2").render(
+        title=title,
+        lead=lead,
+        tiles=[],
+        findings=findings,
+        parts=[_part(t, rows, seeds) for t in steps],
+        reading=READING,
+        tuned=tuned,
+        failed=failed,
+        remaining=remaining,
+        made=made or {},
+        description={m: METHODS[m] for m in methods if m in METHODS},
+    )
+
+
+def _part(steps: int, rows: Sequence[Row], seeds: Sequence[Row]) -> dict[str, Any]:
+    """Charts and table of one T; the teacher stands in each."""
+    mine = [row for row in rows if row["steps"] == steps]
+    shown = [row for row in rows if row["steps"] in (None, steps)]
+    accuracies = [_dot(row["method"], row["accuracy"], _half(row), row) for row in mine]
+    differences = [
+        _dot(row["method"], row["difference"], _width(row), row)
+        for row in mine
+        if row["difference"] is not None
+    ]
+    single = {
+        method: [r["accuracy"] for r in seeds if (r["method"], r["steps"]) == (method, steps)]
+        for method in (row["method"] for row in mine)
+    }
+    teacher = next((row["accuracy"] for row in shown if row["steps"] is None), None)
+    return {
+        "steps": steps,
+        "rows": [{**row, "mark": MARKS.get(row["kind"], row["kind"])} for row in shown],
+        "accuracy": dots_chart(f"accuracy-{steps}", accuracies, single, line=teacher),
+        "difference": dots_chart(
+            f"difference-{steps}", differences, line=0.0, label="difference to none, points"
+        )
+        if differences
+        else "",
+    }
+
+
+def _dot(method: str, value: float, half: float | None, row: Row) -> dict[str, Any]:
+    spikes = row["kind"] != "quantised ann"
+    return {"name": method, "value": value, "half": half, "filled": spikes}
+
+
+def _half(row: Row) -> float | None:
+    """Half the 95 % interval of a mean accuracy."""
+    if row["std"] is None:
+        return None
+    return t_quantile(0.95, row["n"] - 1) * float(row["std"]) / math.sqrt(row["n"])
+
+
+def _width(row: Row) -> float | None:
+    return None if row["low"] is None else row["high"] - row["difference"]

@@ -1,0 +1,689 @@
+"""A comparison: the same for all methods, one honest table, and nothing computed twice."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed: no digits")
+
+from spikelet.cli import main
+from spikelet.compare import CONTROLS, TUNING_SEED, Cell, Grid, compare, work
+from spikelet.compare import run as run_module
+from spikelet.compare.grid import recipe_of, stored_grid
+from spikelet.compare.table import mean_rows, seed_rows
+from spikelet.compare.tune import candidates, learning_rates, multipliers
+from spikelet.compare.work import Job
+from spikelet.compare.write import findings, over_seeds
+from spikelet.data import Dataset, digits
+from spikelet.errors import UserError
+from spikelet.recipe import METHODS, default_recipe
+from spikelet.report import grid_page
+from spikelet.terms import Step, Term
+from spikelet.train import Interrupted, read_recipe
+from spikelet.train.job import teach
+from spikelet.train.load import load
+from test_report import Reader
+
+QUIET = Console(quiet=True)
+KEYS = {"method", "steps", "accuracy", "std", "n", "seed", "split"}
+MORE = {"difference", "low", "high", "pairs", "verdict", "kind", "rate", "seconds", "peak_mib"}
+
+
+def few() -> Dataset:
+    """Few images of digits."""
+    every = digits(train=100, validation=20)
+    return dataclasses.replace(every, name="few", test=every.test.at(torch.arange(100)))
+
+
+@dataclass(frozen=True)
+class Pull(Term):
+    """A user's own term."""
+
+    weight: float = 1.0
+
+    def __call__(self, own: nn.Module, step: Step) -> Tensor:
+        return (step.student.mean_logits - step.taught.mean_logits).square().mean()
+
+
+@dataclass(frozen=True)
+class Broken(Term):
+    """A user's own term with a mistake in it."""
+
+    weight: float = 1.0
+
+    def __call__(self, own: nn.Module, step: Step) -> Tensor:
+        raise RuntimeError("an own mistake")
+
+
+DATA = {"kind": "test_compare:few"}
+PLAIN = {"calibrate": 16, "estimate": 40, "execute.fuse": False}
+TINY: dict[str, Any] = {"epochs": 1, "batch": 40, "overrides": PLAIN}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The spec of a teacher after a few epochs."""
+    run = tmp_path_factory.mktemp("compare") / "teacher"
+    recipe = default_recipe("teach", DATA, model={"kind": "small-cnn", "width": 4})
+    training = dataclasses.replace(recipe.training, epochs=3, batch=40)
+    teach(dataclasses.replace(recipe, training=training), run, console=QUIET, device="cpu")
+    return {"run": str(run)}
+
+
+def tiny(teacher: dict[str, str], methods: tuple[str, ...] = (), **fields: Any) -> Grid:
+    """A grid of moments."""
+    return Grid(DATA, methods, teacher=teacher, **{**TINY, "steps": (2,), "seeds": 1, **fields})
+
+
+def go(grid: Grid, out: Path, **more: Any) -> dict[str, Any]:
+    return compare(grid, out, console=QUIET, devices=["cpu"], **more)
+
+
+@pytest.fixture(scope="module")
+def done(
+    teacher: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
+    """A finished grid of two seeds and two numbers of steps."""
+    out = tmp_path_factory.mktemp("grid") / "out"
+    yield go(tiny(teacher, ("logits",), steps=(2, 1), seeds=2), out)
+
+
+def cell(done: dict[str, Any], method: str, steps: int, seed: int) -> Path:
+    return Path(done["run"]) / "cells" / f"{method}-T{steps}-seed{seed}"
+
+
+# ---- the grid -----------------------------------------------------------------------------
+
+
+def test_controls_always_take_part() -> None:
+    assert Grid(DATA).methods == CONTROLS
+    assert Grid(DATA, ("logits", "none", "logits")).methods == (*CONTROLS, "logits")
+
+
+def test_grid_survives_json() -> None:
+    grid = Grid(DATA, ("affine",), (1, 2), 4, overrides={"training.clip": 2.0}, tune_rates=(0.1,))
+    assert Grid.from_json(json.loads(json.dumps(grid.to_json()))) == grid
+
+
+def test_a_seed_is_finished_before_the_next() -> None:
+    cells = list(Grid(DATA, ("logits",), (1, 2), 2).cells())
+    assert len(cells) == len(set(cells)) == 4 * 2 * 2
+    assert [each.seed for each in cells] == [0] * 8 + [1] * 8
+
+
+def test_recipes_differ_by_method_alone() -> None:
+    """Same start, training, data and images for every method."""
+    grid = Grid(DATA, tuple(METHODS), overrides={"training.clip": 3.0, "neuron.threshold": 2.0})
+    own = ("method", "terms", "execute")
+    seen = []
+    for method in grid.methods:
+        fields = dataclasses.asdict(grid.recipe(Cell(method, 2, 1), {"run": "somewhere"}))
+        seen.append({name: value for name, value in fields.items() if name not in own})
+        assert fields["terms"].keys() == METHODS[method].keys()
+    assert all(each == seen[0] for each in seen)
+    assert seen[0]["training"]["clip"] == 3.0
+    assert seen[0]["neuron"] == {"kind": "IF", "threshold": 2.0}
+
+
+def test_methods_are_joined_and_taken_from_elsewhere() -> None:
+    joined = recipe_of("logits+affine", DATA)
+    assert joined.terms.keys() == {"ce", "logits", "affine"}
+    own = recipe_of("affine+test_compare:Pull", DATA)
+    assert own.terms["own"] == {"kind": "test_compare:Pull"}
+    assert own.terms.keys() == {"ce", "affine", "own"}
+    steps = recipe_of("hybrid+twkd", DATA)
+    assert steps.execute["kind"] == "bptt"
+
+
+def test_way_of_gradients_is_kept_by_methods_that_need_theirs() -> None:
+    grid = Grid(DATA, ("logits", "twkd"), overrides={"execute.kind": "bptt", "neuron.kind": "LIF"})
+    found = {m: grid.recipe(Cell(m, 2, 0)) for m in grid.methods}
+    kinds = {method: recipe.execute["kind"] for method, recipe in found.items()}
+    assert kinds == {"none": "bptt", "convert": "bptt", "qann": "quantised"} | {
+        "logits": "bptt",
+        "twkd": "bptt",
+    }
+    neurons = {method: recipe.neuron["kind"] for method, recipe in found.items()}
+    assert neurons == dict.fromkeys(found, "LIF") | {"qann": "IF"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"methods": ("hybird",)}, "hybrid"),
+        ({"methods": ("none+affine",)}, "control"),
+        ({"seeds": 0}, "--seeds 0"),
+        ({"seeds": TUNING_SEED + 1}, "1 to"),
+        ({"steps": (2, 0)}, "--steps 2 0"),
+        ({"steps": ()}, "--steps"),
+        ({"tune": -1}, "--tune -1"),
+        ({"tune": 2, "data": {"kind": "digits", "validation": 0}}, "--validation"),
+        ({"tune_rates": (0.1, 0.0)}, "--tune-rates"),
+        ({"epochs": -1}, "epochs"),
+        ({"overrides": {"training.clib": 1}}, "clip"),
+        ({"overrides": {"terms.relation.weight": 1}}, "no method"),
+        ({"overrides": {"seed": 1}}, "the grid sets it"),
+        ({"overrides": {"neuron.surrogate.alpha": 1}}, "surrogate"),
+    ],
+)
+def test_mistake_in_a_grid_is_one_sentence(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as raised:
+        Grid(**{"data": DATA, "methods": ("hybrid",), **fields})
+    assert said in str(raised.value)
+
+
+# ---- what comes out -----------------------------------------------------------------------
+
+
+def test_rows_have_the_promised_keys(done: dict[str, Any]) -> None:
+    assert all(set(row) >= KEYS | MORE for row in done["rows"])
+    means = {(row["method"], row["steps"]) for row in done["rows"] if row["n"] == 2}
+    assert means == {(m, t) for m in (*CONTROLS, "logits") for t in (1, 2)}
+    assert all(row["seed"] is None for row in done["rows"] if row["n"] == 2)
+    single = [row for row in done["rows"] if row["n"] == 1 and row["steps"] is not None]
+    assert len(single) == 2 * 2 * 4 and all(row["std"] is None for row in single)
+    assert [row["method"] for row in done["rows"] if row["steps"] is None] == ["teacher"]
+    assert not done["failed"] and not done["remaining"] and done["resume"] is None
+
+
+def test_means_and_intervals_are_those_of_the_cells(done: dict[str, Any]) -> None:
+    """Two seeds: t(1) is Cauchy's, so the interval is the mean +- tan(0.475 pi) |d0 - d1| / 2."""
+
+    def found(method: str, steps: int, seed: int) -> dict[str, Any]:
+        rows = json.loads((cell(done, method, steps, seed) / "results.json").read_text())["rows"]
+        (row,) = (r for r in rows if r["method"] == method and r["steps"] == steps)
+        return row
+
+    for row in done["rows"]:
+        if row["n"] != 2:
+            continue
+        mine = [found(row["method"], row["steps"], seed) for seed in (0, 1)]
+        a, b = (each["accuracy"] for each in mine)
+        assert row["accuracy"] == pytest.approx((a + b) / 2)
+        assert row["std"] == pytest.approx(abs(a - b) / math.sqrt(2))
+        if row["method"] == "none":
+            assert row["difference"] is row["low"] is row["verdict"] is None
+            continue
+        first, second = (
+            each["accuracy"] - found("none", row["steps"], seed)["accuracy"]
+            for seed, each in enumerate(mine)
+        )
+        half = math.tan(0.475 * math.pi) * abs(first - second) / 2
+        assert row["difference"] == pytest.approx((first + second) / 2)
+        assert row["high"] - row["difference"] == pytest.approx(half)
+        assert row["difference"] - row["low"] == pytest.approx(half)
+        assert (row["verdict"] == "no difference shown") == (row["low"] <= 0 <= row["high"])
+
+
+def made_up(accuracies: dict[tuple[str, int], float], tmp_path: Path) -> list[Job]:
+    """Jobs of cells that are finished with made-up accuracies, by (method, seed)."""
+    jobs = []
+    grid = Grid(DATA, tuple(dict.fromkeys(method for method, _ in accuracies)), (4,), 9)
+    for (method, seed), accuracy in accuracies.items():
+        folder = tmp_path / f"{method}{seed}"
+        folder.mkdir()
+        row = {"method": method, "steps": 4, "accuracy": accuracy, "std": None, "n": 1}
+        row |= {"seed": seed, "split": "test", "rate": 0.1 * seed, "seconds": 2.0 + seed}
+        (folder / "results.json").write_text(json.dumps({"rows": [row]}))
+        jobs.append(Job("cell", folder.name, folder, grid.recipe(Cell(method, 4, seed))))
+    return jobs
+
+
+def share_within(t: float, freedom: int) -> float:
+    """P(|X| <= t) of Student's t, by Simpson's rule on its density."""
+    count, width = 2000, t / 2000
+    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    total = 0.0
+    for k in range(count + 1):
+        weight = 1 if k in (0, count) else 4 if k % 2 else 2
+        total += weight * scale * (1 + (k * width) ** 2 / freedom) ** (-(freedom + 1) / 2)
+    return 2 * total * width / 3
+
+
+def test_pairs_are_the_seeds_that_both_have(tmp_path: Path) -> None:
+    """A half-finished grid: only common seeds are paired, the mean is over all that are there."""
+    none = {("none", s): 0.5 + 0.01 * s for s in range(5)}
+    more = {("logits", s): 0.52 + 0.013 * s * s for s in (0, 1, 3, 4, 7)}
+    one = {("affine", 2): 0.4}
+    lost = {("hybrid", 8): 0.9}
+    rows = mean_rows(seed_rows(made_up(none | more | one | lost, tmp_path)))
+    found = {row["method"]: row for row in rows}
+    row = found["logits"]
+    differences = [more["logits", s] - none["none", s] for s in (0, 1, 3, 4)]
+    assert (row["n"], row["pairs"]) == (5, 4)
+    assert row["accuracy"] == pytest.approx(sum(more.values()) / 5)
+    mean = sum(differences) / 4
+    deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / 3)
+    t = (row["high"] - row["difference"]) / (deviation / 2)
+    assert row["difference"] == pytest.approx(mean)
+    assert share_within(t, 3) == pytest.approx(0.95, abs=1e-6)
+    assert row["seconds"] == pytest.approx(sum(2.0 + s for s in (0, 1, 3, 4, 7)) / 5)
+    assert row["peak_mib"] is None
+    assert found["affine"]["difference"] == pytest.approx(0.4 - 0.52)
+    assert found["affine"]["low"] is found["affine"]["verdict"] is None
+    assert found["affine"]["seed"] == 2
+    assert found["hybrid"]["difference"] is None
+    said = " ".join(findings(rows))
+    assert "one seed, so no interval and no claim: affine" in said
+
+
+def test_kinds_are_marked(done: dict[str, Any]) -> None:
+    kinds = {row["method"]: row["kind"] for row in done["rows"]}
+    assert kinds == {"teacher": "ann", "none": "snn", "convert": "snn"} | {
+        "qann": "quantised ann",
+        "logits": "snn",
+    }
+    assert {row["rate"] for row in done["rows"] if row["method"] == "qann"} == {None}
+    assert all(row["rate"] > 0 for row in done["rows"] if row["kind"] == "snn")
+    assert "qann (quantised ann)" in (Path(done["run"]) / "table.md").read_text()
+
+
+def test_files_hold_the_table(done: dict[str, Any]) -> None:
+    out = Path(done["run"])
+    stored = json.loads((out / "results.json").read_text())
+    assert stored["schema"] == 1 and stored["rows"] == done["rows"]
+    with (out / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(done["rows"])
+    for text, row in zip(rows, done["rows"], strict=True):
+        assert (text["method"], float(text["accuracy"])) == (row["method"], row["accuracy"])
+        assert text["low"] == ("" if row["low"] is None else repr(row["low"]))
+    lines = [line for line in (out / "table.md").read_text().splitlines() if line[:1] == "|"]
+    assert len(lines) == 2 + 1 + 2 * 4
+
+
+def test_page_says_every_number_and_needs_nothing_else(done: dict[str, Any]) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    text = (Path(done["run"]) / "report.html").read_text()
+    words = " ".join(Reader(text).words)
+    for row in over_seeds(done["rows"]):
+        assert f"{100 * row['accuracy']:.1f}" in words
+    assert "quantised ANN, no spikes" in words
+    assert "no difference shown" in words
+    bare = text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    bare = bare.replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "")
+    assert "://" not in bare and "<script" not in bare
+    assert text.count("<svg") == 4
+
+
+def test_page_of_nothing_yet() -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    text = grid_page([], title="T", remaining=["a cell"], tuned=None)
+    assert "No cell is computed yet" in text and "a cell" in text
+    Reader(text)
+
+
+def test_cells_are_ordinary_runs(done: dict[str, Any]) -> None:
+    run = cell(done, "logits", 2, 1)
+    loaded = load(run)
+    assert loaded.recipe == read_recipe(run)
+    assert (loaded.recipe.method, loaded.recipe.steps, loaded.recipe.seed) == ("logits", 2, 1)
+    assert main(["measure", str(run), "--steps", "2", "--quiet"]) == 0
+
+
+def test_students_of_a_seed_start_alike(done: dict[str, Any]) -> None:
+    """The untrained conversion is the start: calibrated on the same images for every method."""
+    weights = [load(cell(done, "convert", 2, seed)).net.state_dict() for seed in (0, 1)]
+    changed = [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]
+    assert any("threshold" in name for name in changed), "seeds draw the same images"
+
+
+def test_spiking_teacher_of_another_architecture(done: dict[str, Any], tmp_path: Path) -> None:
+    """Its students are trained from fresh weights; it has no conversion."""
+    run = cell(done, "none", 2, 0)
+    model = {"kind": "small-cnn", "width": 6}
+    grid = Grid(DATA, ("logits",), (1,), 1, {"run": str(run)}, model, **TINY)
+    result = go(grid, tmp_path / "out")
+    found = {row["method"]: row for row in result["rows"]}
+    assert found.keys() == {"teacher", "none", "qann", "logits"} and not result["failed"]
+    stored = json.loads((run / "results.json").read_text())["rows"]
+    (own,) = (row for row in stored if (row["method"], row["steps"]) == ("none", 1))
+    assert found["teacher"]["accuracy"] == own["accuracy"]
+    assert found["teacher"]["kind"] == "snn, T = 1"
+    student = load(tmp_path / "out" / "cells" / "logits-T1-seed0")
+    assert student.description["width"] == 6
+
+
+# ---- going on -----------------------------------------------------------------------------
+
+
+def changes(out: Path) -> dict[str, int]:
+    """When each cell's results were written."""
+    return {p.parent.name: p.stat().st_mtime_ns for p in out.glob("cells/*/results.json")}
+
+
+def test_finished_cells_are_not_computed_again(
+    done: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished cell was computed again")
+
+    monkeypatch.setattr(work, "distill", refuse)
+    out = Path(done["run"])
+    assert go(stored_grid(out), out)["rows"] == done["rows"]
+
+
+def test_grid_grows_by_methods_steps_and_seeds(
+    done: dict[str, Any], teacher: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    go(tiny(teacher), out)
+    before = changes(out)
+    assert len(before) == 3
+    grown = go(tiny(teacher, ("logits",), steps=(1, 2), seeds=2), out)
+    after = changes(out)
+    assert len(after) == 4 * 2 * 2 and {name: after[name] for name in before} == before
+    assert stored_grid(out).steps == (2, 1), "tuning stays at the first"
+    assert accuracies(grown) == accuracies(done), "what ran before changed a cell"
+
+
+def accuracies(result: dict[str, Any]) -> dict[Any, float]:
+    return {(row["method"], row["steps"], row["seed"]): row["accuracy"] for row in result["rows"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"epochs": 2}, "epochs = 2"),
+        ({"methods": ()}, "logits too"),
+        ({"steps": (2,)}, "1 too"),
+        ({"seeds": 1}, "has 2"),
+        ({"overrides": {**PLAIN, "training.clip": 9.0}}, "overrides"),
+    ],
+)
+def test_grid_only_grows(
+    done: dict[str, Any], teacher: dict[str, str], fields: dict[str, Any], said: str
+) -> None:
+    asked = {"methods": ("logits",), "steps": (2, 1), "seeds": 2, **fields}
+    with pytest.raises(UserError) as raised:
+        go(tiny(teacher, **asked), Path(done["run"]))
+    assert said in str(raised.value)
+    assert stored_grid(Path(done["run"])).seeds == 2
+
+
+def test_folder_of_something_else_is_refused(teacher: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="it holds a run"):
+        go(tiny(teacher), Path(teacher["run"]))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="something else"):
+        go(tiny(teacher), tmp_path)
+    with pytest.raises(UserError, match="no comparison"):
+        stored_grid(tmp_path)
+
+
+def test_cell_of_another_recipe_or_teacher_is_refused(
+    teacher: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    go(tiny(teacher), out)
+    run = out / "cells" / "none-T2-seed0"
+    stored = json.loads((run / "recipe.json").read_text())
+    stored["training"]["epochs"] = 7
+    (run / "recipe.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"training\.epochs = 7"):
+        go(tiny(teacher), out)
+    stored["training"]["epochs"] = 1
+    (run / "recipe.json").write_text(json.dumps(stored))
+    card = json.loads((run / "card.json").read_text())
+    card["teacher"]["sha256"] = "0" * 64
+    (run / "card.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="another teacher"):
+        go(tiny(teacher), out)
+
+
+def test_two_comparisons_do_not_share_a_folder(teacher: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    (tmp_path / "out").mkdir()
+    with (
+        run_module._alone_in(tmp_path / "out"),
+        pytest.raises(UserError, match="at work"),
+        run_module._alone_in(tmp_path / "out"),
+    ):
+        pass
+
+
+# ---- time ---------------------------------------------------------------------------------
+
+
+def test_no_time_computes_nothing(teacher: dict[str, str], tmp_path: Path) -> None:
+    result = go(tiny(teacher), tmp_path / "out", budget_minutes=0)
+    assert result["remaining"] == [f"{method}-T2-seed0" for method in CONTROLS]
+    assert result["resume"] == f"spikelet compare --resume {tmp_path / 'out'}"
+    assert result["rows"] == []
+    assert not (tmp_path / "out" / "cells").exists()
+    assert (tmp_path / "out" / "table.csv").exists()
+
+
+def test_spent_time_stops_a_run_with_a_checkpoint(teacher: dict[str, str], tmp_path: Path) -> None:
+    out, grid = tmp_path / "out", tiny(teacher, epochs=100000)
+    began = time.monotonic()
+    result = go(grid, out, budget_minutes=1.0 / 60)
+    assert time.monotonic() - began < 20
+    assert "none-T2-seed0" in result["remaining"]
+    assert (out / "cells" / "none-T2-seed0" / "checkpoint" / "state.json").exists()
+    assert not result["failed"]
+
+
+def test_stopped_grid_goes_on_to_the_same_rows(
+    done: dict[str, Any], teacher: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of a run by a signal, as Ctrl-C is."""
+    from spikelet.train.fit import _Loop
+
+    step, taken = _Loop.step, []
+
+    def counted(self: Any, *args: Any) -> None:
+        step(self, *args)
+        taken.append(1)
+        if len(taken) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(_Loop, "step", counted)
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted, match="spikelet compare --resume") as stop:
+        go(tiny(teacher, ("logits",)), out)
+    assert stop.value.code == 130
+    assert changes(out).keys() == {"none-T2-seed0", "convert-T2-seed0"}
+    assert (out / "cells" / "qann-T2-seed0" / "checkpoint").exists()
+    rows = go(stored_grid(out), out)["rows"]
+    whole = {
+        key: value for key, value in accuracies(done).items() if key[1:] in ((2, 0), (None, 0))
+    }
+    assert {(r["method"], r["steps"], r["seed"]): r["accuracy"] for r in rows} == whole
+
+
+def test_cell_killed_before_its_first_checkpoint_begins_anew(
+    teacher: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    go(tiny(teacher), out)
+    run = out / "cells" / "none-T2-seed0"
+    before = json.loads((run / "results.json").read_text())["rows"]
+    (run / "results.json").unlink()
+    (run / "checkpoint" / "state.json").unlink()
+    assert not go(tiny(teacher), out)["failed"]
+    after = json.loads((run / "results.json").read_text())["rows"]
+    assert [row["accuracy"] for row in before] == [row["accuracy"] for row in after]
+
+
+# ---- failures -----------------------------------------------------------------------------
+
+
+def test_failing_cell_leaves_the_others(
+    teacher: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["compare", "--data", DATA["kind"], "--teacher", teacher["run"], "--epochs", "1"]
+    words += ["--methods", "test_compare:Broken", "test_compare:Pull", "hybrid", "--steps", "2"]
+    words += ["--seeds", "1", "--calibrate", "16", "--terms.hybrid.on", "nowhere"]
+    words += ["--execute.fuse", "False"]
+    assert main([*words, "--batch", "40", "--out", str(out), "--json"]) == 1
+    printed, err = capfd.readouterr()
+    content = json.loads(printed)
+    failed = {each["method"]: each for each in content["failed"]}
+    assert failed.keys() == {"test_compare:Broken", "hybrid"}
+    assert failed["test_compare:Broken"]["defect"] and not failed["hybrid"]["defect"]
+    assert "an own mistake" in failed["test_compare:Broken"]["message"]
+    trace = out / "cells" / "test_compare.Broken-T2-seed0" / "error.txt"
+    assert "RuntimeError: an own mistake" in trace.read_text()
+    assert {row["method"] for row in content["rows"]} == {"teacher", *CONTROLS, "test_compare:Pull"}
+    assert content["schema"] == 1 and content["run"] == str(out)
+    assert "continue with: spikelet compare --resume" in err
+    words = ["compare", "--resume", str(out), "--json", "--quiet"]
+    assert main(words) == 1, "failed cells are tried again"
+
+
+def test_teacher_that_fails_is_one_sentence(tmp_path: Path) -> None:
+    grid = Grid(DATA, model={"kind": "small-cnn", "width": 4, "depth": 3}, **TINY)
+    with pytest.raises(UserError, match="depth"):
+        go(grid, tmp_path / "out")
+
+
+# ---- tuning -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_candidates_differ_and_begin_with_what_is_given(count: int) -> None:
+    weights, rates = multipliers(count), learning_rates([0.1, 0.05, 0.2], count)
+    assert weights[0] == 1 and len(set(weights)) == len(weights) == count
+    assert rates[: min(count, 3)] == [0.1, 0.05, 0.2][:count]
+    assert len(set(rates)) == len(rates) == count
+    assert multipliers(5)[1:] == pytest.approx([1 / 3, 3, 1 / 10, 10])
+
+
+@pytest.mark.parametrize(("weights", "rates"), [(3, ()), (3, (0.1, 0.2)), (0, (0.1, 0.2, 0.3))])
+def test_every_trained_method_has_as_many_candidates(weights: int, rates: Any) -> None:
+    grid = Grid(DATA, tuple(METHODS), tune=weights, tune_rates=rates)
+    counts = {method: len(candidates(grid, method)) for method in grid.methods}
+    expected = max(weights, 1) * max(len(rates), 1)
+    assert counts == dict.fromkeys(METHODS, expected) | {"convert": 0}
+    names = [each.name for method in grid.methods for each in candidates(grid, method)]
+    assert len(names) == len(set(names))
+
+
+def test_nothing_is_tuned_unless_asked() -> None:
+    for grid in (Grid(DATA, ("logits",)), Grid(DATA, ("logits",), tune=1)):
+        assert not any(candidates(grid, method) for method in grid.methods)
+
+
+def test_tuning_chooses_on_the_validation_part_alone(
+    teacher: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distill, seen = work.distill, []
+
+    def watched(recipe: Any, folder: Path, **fields: Any) -> dict[str, Any]:
+        data = fields["dataset"]
+        seen.append((recipe.seed, data.test is data.validation))
+        return distill(recipe, folder, **fields)
+
+    monkeypatch.setattr(work, "distill", watched)
+    out, grid = tmp_path / "out", tiny(teacher, ("logits",), tune=2, tune_rates=(0.05,))
+    result = go(grid, out)
+    assert sorted(set(seen)) == [(0, False), (TUNING_SEED, True)]
+    assert seen.count((TUNING_SEED, True)) == 3 * 2
+    tuned = result["tuned"]
+    assert tuned.keys() >= {"seed", "steps", "chosen", "tried"}
+    assert tuned == json.loads((out / "tuned.json").read_text())
+    for method, tried in tuned["tried"].items():
+        best = max(each["accuracy"] for each in tried)
+        first = next(each for each in tried if each["accuracy"] == best)
+        chosen = tuned["chosen"][method]
+        assert {key: first[key] for key in chosen} == chosen
+        recipe = read_recipe(out / "cells" / f"{method}-T2-seed0")
+        assert recipe.training.learning_rate == chosen["learning_rate"]
+    weight = read_recipe(out / "cells" / "logits-T2-seed0").terms["logits"].get("weight", 1.0)
+    assert weight == pytest.approx(tuned["chosen"]["logits"]["weight"])
+    for run in (out / "tune").iterdir():
+        (row,) = json.loads((run / "results.json").read_text())["rows"][-1:]
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        assert row["split"] == "validation"
+        assert row["accuracy"] == last["validation"]["accuracy"]
+    count = len(seen)
+    assert go(grid, out)["rows"] == result["rows"] and len(seen) == count
+
+
+def test_method_without_a_finished_candidate_fails(teacher: dict[str, str], tmp_path: Path) -> None:
+    grid = tiny(teacher, ("test_compare:Broken",), tune=2)
+    result = go(grid, tmp_path / "out")
+    (failure,) = result["failed"]
+    assert failure["method"] == "test_compare:Broken" and "an own mistake" in failure["message"]
+    assert {row["method"] for row in result["rows"]} == {"teacher", *CONTROLS}
+
+
+# ---- several processes, and processes that are killed ---------------------------------------
+
+SMALL = ["compare", "--data", "digits", "--width", "4", "--methods", "logits", "--steps", "2"]
+SMALL += ["--seeds", "2", "--epochs", "3", "--teacher-epochs", "3", "--device", "cpu"]
+
+
+def begin(out: Path, *more: str) -> subprocess.Popen[str]:
+    """A comparison in a process of its own."""
+    words = [sys.executable, "-m", "spikelet", *SMALL, "--out", str(out), *more]
+    where = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "cwd": Path(__file__).parent}
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, **where)  # type: ignore[call-overload,no-any-return]
+
+
+def wait_for(out: Path, cells: int) -> None:
+    """Until some cells are finished and another has begun."""
+    for _ in range(3000):
+        if len(changes(out)) >= cells and len(list(out.glob("cells/*/recipe.json"))) > cells:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the comparison did not come this far")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_killed_grid_goes_on_to_the_same_rows(jobs: int, tmp_path: Path) -> None:
+    whole = begin(tmp_path / "whole")
+    killed = begin(tmp_path / "out", "--jobs", str(jobs))
+    wait_for(tmp_path / "out", 2)
+    killed.kill()
+    killed.wait()
+    assert whole.wait() == 0
+    count = len(changes(tmp_path / "out"))
+    time.sleep(1.0)
+    assert len(changes(tmp_path / "out")) <= count + jobs, "its workers live on"
+    before = changes(tmp_path / "out")
+    words = [sys.executable, "-m", "spikelet", "compare", "--resume", str(tmp_path / "out")]
+    subprocess.run([*words, "--jobs", str(jobs)], check=True, env=os.environ, capture_output=True)
+    after = changes(tmp_path / "out")
+    assert {name: after[name] for name in before} == before and len(after) == 8
+    rows = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("whole", "out")]
+    assert accuracies(rows[0]) == accuracies(rows[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_workers_stop_with_checkpoints(number: signal.Signals, status: int, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = begin(out, "--jobs", "2", "--training.checkpoint-minutes", "100", "--epochs", "400")
+    for _ in range(3000):
+        if len(list(out.glob("cells/*/metrics.jsonl"))) >= 2:
+            break
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(number)
+    assert process.wait(60) == status
+    assert process.stderr is not None
+    assert f"spikelet compare --resume {out}" in process.stderr.read()
+    assert list(out.glob("cells/*/checkpoint/state.json"))
