@@ -406,7 +406,8 @@ def scan_alone(
             folded = x.reshape(steps, batch, width, -1).float()
             column, first = theta.reshape(-1, 1), start.reshape(-1, 1)
             slope_of = neuron.surrogate.slope
-            return eligibility(folded, column, first, steps, **rest, slope_of=slope_of, **kind)
+            run = eligibility(folded, column, first, steps, **rest, slope_of=slope_of, **kind)
+            return run[:2]
         surrogate = neuron.surrogate
         return kernels.scan(x, theta, start, steps, **rest, surrogate=surrogate, **kind, **more)
 

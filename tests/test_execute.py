@@ -18,6 +18,7 @@ from spikelet.errors import UserError
 from spikelet.execute import ann, bptt, gives, rate
 from spikelet.graph import capture
 from spikelet.neuron import IF, LIF, Neuron
+from spikelet.slopes import eligibility
 from spikelet.spike import Sigmoid, fire
 from spikelet.trace import Trace
 
@@ -374,3 +375,45 @@ def test_memory_of_rate_does_not_depend_on_steps(name: str, still: bool) -> None
     theirs = [of(bptt, steps) for steps in (2, 8)]
     assert theirs[1] > 2.5 * theirs[0]
     assert theirs[1] > 3 * ours[2]
+
+
+@pytest.mark.parametrize("learn", [False, True], ids=["fixed", "learned threshold"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", NEURON)
+def test_fused_is_the_same(
+    name: str, training: bool, learn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch norms that wait for their neuron give logits, taps, statistics and gradients alike.
+
+    The recursion itself is not compiled here; that is a slow test.
+    """
+    monkeypatch.setattr("spikelet.slopes.fused", lambda: eligibility)
+    found, logits, states, means = [], [], [], []
+    for fuse in (False, True):
+        net = student(name, IF(0.75, 0.25, learn_threshold=learn)).train(training)
+        torch.manual_seed(1)
+        trace = rate(net, moving(name, 3), {NEURON[name]: ("mean", "current")}, fuse=fuse)
+        found.append(gradients(net, (trace.logits + 1).square().sum()))
+        logits.append(trace.logits.detach())
+        states.append(net.state_dict())
+        means.append(trace.taps[NEURON[name]])
+    close(found)
+    torch.testing.assert_close(logits[1], logits[0])
+    torch.testing.assert_close(means[1].mean, means[0].mean)
+    torch.testing.assert_close(means[1].current, means[0].current)
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, msg=key)
+
+
+def test_fused_runs_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spikes travel in the precision of the currents; gradients stay close to fp32's."""
+    monkeypatch.setattr("spikelet.slopes.fused", lambda: eligibility)
+    found = []
+    for half in (False, True):
+        net = student("residual").float().train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            trace = rate(net, moving("residual", 3).float(), fuse=True)
+        found.append(gradients(net, trace.mean_logits.float().square().sum()))
+    for key, exact in found[0].items():
+        similar = F.cosine_similarity(exact.flatten(), found[1][key].float().flatten(), dim=0)
+        assert float(exact.norm()) < 1e-6 or float(similar) > 0.8, key

@@ -140,7 +140,7 @@ def rate(
         if x is not None and isinstance(function, (nn.Conv1d, nn.Conv2d)):
             value = convolve(function, x)
         elif x is not None and isinstance(function, _BatchNorm) and batch_statistics(function):
-            value = normalise(function, x, steps)
+            value = normalise(function, x, steps, wait=fuse)
         elif x is not None and isinstance(function, _DropoutNd):
             value = drop(function, x)
         else:

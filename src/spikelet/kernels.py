@@ -64,44 +64,46 @@ def scan(
     is of scale * current + shift where these are given.
 
     Args:
-        currents: "T B C ...", or "1 B C ..." (or a T of stride 0) where each step is the same;
-            fp32, bf16 or fp16. Copied if a step is neither contiguous nor channels-last.
+        currents: "T B C ...", or "1 B C ..." (or a T of stride 0) where each step is the same; of
+            `DTYPES`. Copied if a step is neither contiguous nor channels-last.
         theta, start: threshold and initial potential, each a scalar or "C".
         steps: T.
         scale, shift: "C", the affine map of a batch norm before the neuron.
-        dtype: of output and mean; that of the currents unless given. The mean is that of the
-            rounded values, summed in fp32.
-        slope_dtype: of the slope, which is computed in fp32.
+        dtype, slope_dtype: of output and mean, that of the currents unless given; of the slope.
+            The mean is that of the rounded values; all sums are in fp32.
         need_slope: without it the third answer is None and the work is saved.
         tile, warps: elements and warps of one program.
     """
+    assert (scale is None) == (shift is None)
     currents, inner = _dense(currents)
-    first, kind = currents[0], {"leak": leak, "gain": gain, "rest": rest}
-    name, kind["width"] = _named(surrogate)
-    size, layout = first.numel(), (first.shape, first.stride())
     dtype = dtype or currents.dtype
-    output = torch.empty_strided(
-        (steps, *first.shape), (size, *first.stride()), dtype=dtype, device=first.device
-    )
-    mean = torch.empty_strided(*layout, dtype=dtype, device=first.device)
-    slope = mean
-    if need_slope:
-        slope = torch.empty_strided(*layout, dtype=slope_dtype, device=first.device)
-    leaky = leak != 1 or gain != 1  # products decide spikes: each is rounded
-    values = _values(theta, start, scale, shift, first)
-    along, rows, columns = _matrix(first, inner, values[0].numel() > 1)
+    output, mean = _empty(steps, currents[0], dtype), _empty(0, currents[0], dtype)
+    slope = _empty(0, currents[0], slope_dtype) if need_slope else mean
+    values = _values(theta, start, scale, shift, currents)
+    along, rows, columns = _matrix(currents[0], inner, values[0].numel() > 1)
+    name, width = _named(surrogate)
+    leaky = leak != 1 or gain != 1  # then products decide spikes, so that each is to be rounded
     wide = min(triton.next_power_of_2(columns), tile)
     grid = (triton.cdiv(rows, tile // wide) * triton.cdiv(columns, wide),)
-    if size:
-        with torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext():
-            _scan[grid](
-                currents, output, mean, slope, *values, rows, columns, size, first.shape[1],
-                **kind, STEPS=steps, UNROLL=steps if steps <= MOST_UNROLLED else 1,
-                STATIC=len(currents) == 1, ALONG=along, AFFINE=scale is not None, SURROGATE=name,
-                LEAKY=leaky, HARD=hard, DETACHED=detached, SIGNED=signed, SLOPED=need_slope,
-                ROWS=tile // wide, COLUMNS=wide, num_warps=warps, enable_fp_fusion=not leaky,
-            )  # fmt: skip
+    if not mean.numel():
+        return output, mean, slope if need_slope else None
+    with torch.cuda.device(mean.device) if mean.is_cuda else contextlib.nullcontext():
+        _scan[grid](
+            currents, output, mean, slope, *values, rows, columns, mean.numel(), mean.shape[1],
+            leak, gain, rest, width, STEPS=steps, UNROLL=steps if steps <= MOST_UNROLLED else 1,
+            STATIC=len(currents) == 1, ALONG=along, AFFINE=scale is not None, SURROGATE=name,
+            LEAKY=leaky, HARD=hard, DETACHED=detached, SIGNED=signed, SLOPED=need_slope,
+            ROWS=tile // wide, COLUMNS=wide, num_warps=warps, enable_fp_fusion=not leaky,
+        )  # fmt: skip
     return output, mean, slope if need_slope else None
+
+
+def _empty(steps: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for `steps` steps that lie as one step of the currents does, or for one without T."""
+    shape, strides = like.shape, like.stride()
+    if steps:
+        shape, strides = torch.Size((steps, *shape)), (like.numel(), *strides)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=like.device)
 
 
 def _dense(currents: Tensor) -> tuple[Tensor, int]:
@@ -129,12 +131,12 @@ def _matrix(first: Tensor, inner: int, per_channel: bool) -> tuple[str, int, int
 
 
 def _values(
-    theta: Tensor, start: Tensor, scale: Tensor | None, shift: Tensor | None, first: Tensor
+    theta: Tensor, start: Tensor, scale: Tensor | None, shift: Tensor | None, like: Tensor
 ) -> list[Tensor]:
     """Threshold, start, scale and shift in fp32 on the current's device, each one value or "C"."""
     given = [theta, start, theta if scale is None else scale, theta if shift is None else shift]
     count = max(x.numel() for x in given)
-    return [x.detach().to(first.device, torch.float32).expand(count).contiguous() for x in given]
+    return [x.detach().to(like.device, torch.float32).expand(count).contiguous() for x in given]
 
 
 def _named(surrogate: Surrogate) -> tuple[str, float]:

@@ -58,11 +58,22 @@ class Dual:
             recorded for the backward pass.
         mean: "B ...", differentiable; its value is the time mean of `spikes`.
         steps: T, or 1 while the value is the same at every step.
+        affine: (scale, shift), each "C", if the value is scale * spikes + shift: a batch norm that
+            waits for the neuron behind it, to save a pass over all steps.
     """
 
     spikes: Any
     mean: Any
     steps: int
+    affine: tuple[Tensor, Tensor] | None = None
+
+    def settled(self) -> Dual:
+        """The same dual with nothing waiting."""
+        if self.affine is None:
+            return self
+        with torch.no_grad():
+            scale, shift = (per_channel(x, self.spikes).to(self.spikes) for x in self.affine)
+            return Dual(torch.addcmul(shift, self.spikes, scale), self.mean, self.steps)
 
 
 class _Anchor(torch.autograd.Function):
@@ -207,6 +218,7 @@ def _is_size(value: Any) -> bool:
 
 def at_steps(dual: Dual, steps: int) -> Any:
     """A dual's value "(T B) ...", repeated if it is the same at every step."""
+    dual = dual.settled()
     if dual.steps == steps or not isinstance(dual.spikes, Tensor):
         return dual.spikes
     return fold(dual.spikes.unsqueeze(0).expand(steps, *dual.spikes.shape))
@@ -234,6 +246,7 @@ def _map(tree: Any, change: Callable[[Dual], Any]) -> Any:
 
 def convolve(conv: Any, x: Dual) -> Dual:
     """Convolution: forward on the spikes only, backward on the mean input only."""
+    x = x.settled()
     if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
         return default(conv, (x,), {}, linear=True)
     with torch.no_grad():
@@ -248,16 +261,22 @@ def batch_statistics(norm: _BatchNorm) -> bool:
     return norm.training or norm.running_mean is None
 
 
-def normalise(norm: _BatchNorm, x: Dual, steps: int) -> Dual:
+def normalise(norm: _BatchNorm, x: Dual, steps: int, wait: bool = False) -> Dual:
     """Training batch norm (methods 3.4), with one update of the running statistics.
 
     The statistics are those of the spikes over T, B and positions together; running variance is
-    unbiased with all T B H W of them.
+    unbiased with all T B H W of them. With `wait` the values are left for the neuron to compute.
     """
+    x = x.settled()
+    affine = None
     with torch.no_grad():
-        spikes, mu, inv = torch.native_batch_norm(
-            x.spikes, norm.weight, norm.bias, None, None, True, 0.0, norm.eps
-        )
+        if wait:
+            spikes, (mu, inv) = x.spikes, statistics(x.spikes, norm.eps)
+            affine = scale_and_shift(norm, mu, inv)
+        else:
+            spikes, mu, inv = torch.native_batch_norm(
+                x.spikes, norm.weight, norm.bias, None, None, True, 0.0, norm.eps
+            )
         count = x.spikes.numel() // x.spikes.shape[1] * (steps if x.steps == 1 else 1)
         variance = inv.to(mu).pow(-2) - norm.eps
         _track(norm, mu, variance, count)
@@ -266,7 +285,24 @@ def normalise(norm: _BatchNorm, x: Dual, steps: int) -> Dual:
             x.mean.detach(), mu, variance, norm.weight, norm.bias, False, 0.0, norm.eps
         )
     mean = _Normalise.apply(value, x.mean, norm.weight, norm.bias, mu, inv)
-    return Dual(spikes, mean, x.steps)
+    return Dual(spikes, mean, x.steps, affine)
+
+
+def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sqrt(variance + eps) per channel "C" of "N C ...", in fp32 at least."""
+    if x.is_cuda:
+        return torch.batch_norm_stats(x, eps)
+    precise = torch.promote_types(x.dtype, torch.float32)
+    running = [torch.zeros(x.shape[1], dtype=precise, device=x.device) for _ in range(2)]
+    mean, variance = torch.ops.aten.batch_norm_update_stats(x, *running, 0.0)
+    return mean, (variance + eps).rsqrt()
+
+
+def scale_and_shift(norm: _BatchNorm, mu: Tensor, inv: Tensor) -> tuple[Tensor, Tensor]:
+    """Batch norm of given statistics as scale * x + shift, each "C"."""
+    scale = inv if norm.weight is None else inv * norm.weight
+    shift = -mu * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
 
 
 def _track(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -282,7 +318,7 @@ def _track(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None
 
 def drop(dropout: nn.Module, x: Dual) -> Dual:
     """Dropout with one mask for all steps."""
-    mask = dropout(torch.ones_like(x.mean))
+    x, mask = x.settled(), dropout(torch.ones_like(x.mean))
     spikes = x.spikes * mask if x.steps == 1 else fold(unfold(x.spikes, x.steps) * mask)
     return Dual(spikes, x.mean * mask, x.steps)
 
@@ -297,7 +333,7 @@ def spike(
             "`rate` needs neurons whose spikes depend on their own current alone",
             "use execute=bptt",
         )
-    response = respond(neuron, unfold(x.spikes, x.steps), steps, potential, fuse)
+    response = respond(neuron, unfold(x.spikes, x.steps), steps, potential, fuse, x.affine)
     inputs, slopes = [x.mean], [response.slope]
     for name, (slope, _) in (response.parameters or {}).items():
         inputs.append(neuron.get_parameter(name))

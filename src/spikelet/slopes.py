@@ -50,25 +50,44 @@ class Response:
         return self.output.mean(0) if self.mean is None else self.mean
 
 
+Affine = tuple[Tensor, Tensor]
+
+
 def respond(
-    neuron: Neuron, currents: Tensor, steps: int, potential: bool = False, fuse: bool = False
+    neuron: Neuron,
+    currents: Tensor,
+    steps: int,
+    potential: bool = False,
+    fuse: bool = False,
+    affine: Affine | None = None,
 ) -> Response:
     """Runs a neuron over `steps` steps of currents "T B ...", T = steps or 1 if they are constant.
 
-    Nothing is recorded for automatic differentiation. `fuse` compiles the closed form.
+    Nothing is recorded for automatic differentiation. `fuse` runs the closed form as one kernel,
+    in the precision of the currents. `affine` holds (scale, shift), each "C": the neuron
+    integrates scale * current + shift, as behind a batch norm.
     """
+    wanted = torch.is_grad_enabled()
     with torch.no_grad():
-        learned = any(p.requires_grad for p in neuron.parameters())
-        plain = isinstance(neuron, Integrator) and not learned and not potential
-        if plain and fuse and kernels.usable(neuron, currents):
-            return in_one_kernel(neuron, currents, steps)
+        learned = wanted and any(p.requires_grad for p in neuron.parameters())
+        if isinstance(neuron, Integrator) and not learned and not potential:
+            if fuse and kernels.usable(neuron, currents):
+                return in_one_kernel(neuron, currents, steps, wanted, affine)
+            return closed_form(neuron, currents, steps, fuse, affine)
         currents = currents.float() if currents.dtype.itemsize < 4 else currents
-        if plain:
-            return closed_form(neuron, currents, steps, fuse)
+        if affine is not None:
+            scale, shift = (per_channel(x, currents[0]) for x in affine)
+            currents = currents * scale + shift
         return by_jvp(neuron, currents.expand(steps, *currents.shape[1:]), potential)
 
 
-def closed_form(neuron: Integrator, currents: Tensor, steps: int, fuse: bool = False) -> Response:
+def closed_form(
+    neuron: Integrator,
+    currents: Tensor,
+    steps: int,
+    fuse: bool = False,
+    affine: Affine | None = None,
+) -> Response:
     """The eligibility recursion for IF and LIF (methods 3.2, in general form).
 
     With q_t = theta ds/dh: rho_0 = gain, rho_{t+1} = gain + leak f_t rho_t, e = mean_t rho_t q_t,
@@ -78,19 +97,33 @@ def closed_form(neuron: Integrator, currents: Tensor, steps: int, fuse: bool = F
     first = currents[0]
     shape = first.shape
     folded = currents.reshape(len(currents), shape[0], shape[1], -1)
-    theta, start = (
-        x.to(first).expand(shape[1]).reshape(-1, 1) for x in (neuron.theta, neuron.initial)
-    )
+    precise = torch.promote_types(first.dtype, torch.float32)
+
+    def column(value: Tensor) -> Tensor:
+        return value.to(first.device, precise).expand(shape[1]).reshape(-1, 1)
+
+    theta, start = column(neuron.theta), column(neuron.initial)
+    waiting = () if affine is None else tuple(column(x) for x in affine)
     kind = (neuron.reset == "hard", neuron.detached, neuron.signed)
     leak, gain, rest = float(neuron.leak), float(neuron.gain), neuron.v_reset
     run = fused() if fuse else eligibility
     slope_of = neuron.surrogate.slope
-    output, slope = run(folded, theta, start, steps, leak, gain, rest, slope_of, *kind)
-    return Response(output.reshape(steps, *shape), slope.reshape(shape))
+    output, slope, mean = run(
+        folded, theta, start, steps, leak, gain, rest, slope_of, *kind, *waiting
+    )
+    output = output.reshape(steps, *shape)
+    return Response(output, slope.reshape(shape), mean=mean.reshape(shape))
 
 
-def in_one_kernel(neuron: Integrator, currents: Tensor, steps: int) -> Response:
-    """`closed_form` on a GPU, in the precision of the currents."""
+def in_one_kernel(
+    neuron: Integrator,
+    currents: Tensor,
+    steps: int,
+    slopes: bool = True,
+    affine: Affine | None = None,
+) -> Response:
+    """`closed_form` on a GPU, in the precision of the currents; the slope is 0 if unwanted."""
+    scale, shift = (None, None) if affine is None else affine
     output, mean, slope = kernels.scan(
         currents,
         neuron.theta,
@@ -103,9 +136,12 @@ def in_one_kernel(neuron: Integrator, currents: Tensor, steps: int) -> Response:
         hard=neuron.reset == "hard",
         detached=neuron.detached,
         signed=neuron.signed,
+        scale=scale,
+        shift=shift,
+        slope_dtype=currents.dtype,
+        need_slope=slopes,
     )
-    assert slope is not None
-    return Response(output, slope, mean=mean)
+    return Response(output, output.new_zeros(()) if slope is None else slope, mean=mean)
 
 
 def eligibility(
@@ -120,13 +156,21 @@ def eligibility(
     hard: bool,
     detached: bool,
     signed: bool,
-) -> tuple[Tensor, Tensor]:
-    """Output theta * s "T B C N", slope of its mean "B C N"; currents "T B C N" or "1 B C N"."""
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output theta * s "T B C N", slope of its mean "B C N", that mean "B C N".
+
+    Currents are "T B C N", or "1 B C N" where each step is the same; theta, start, scale and shift
+    "C 1". Output and mean have the currents' precision, the recursion fp32 at least.
+    """
     v = start.expand_as(currents[0])
     rho: Tensor | float = gain
-    slope, sent, outputs = torch.zeros_like(currents[0]), torch.zeros_like(currents[0]), []
+    slope, sent, total, outputs = *(torch.zeros_like(v) for _ in range(3)), []
     for t in range(steps):
-        current = currents[t] if len(currents) > 1 else currents[0]
+        current = (currents[t] if len(currents) > 1 else currents[0]).to(v.dtype)
+        if scale is not None and shift is not None:
+            current = current * scale + shift
         h = (v if leak == 1 else rest + leak * (v - rest)) + (
             current if gain == 1 else gain * current
         )
@@ -138,19 +182,20 @@ def eligibility(
             s = s - (h < 0).to(h.dtype) * positive
             sent = sent + s
         slope = slope + rho * q
-        outputs.append(s * theta)
+        outputs.append((s * theta).to(currents.dtype))
+        total = total + outputs[-1]
         if hard:
             v = h * (1 - s) + rest * s
             kept: Tensor | float = 1 - s if detached else (1 - s) - (h - rest) * q / theta
         else:
-            v = h - outputs[-1]
+            v = h - s * theta
             kept = 1.0 if detached else 1 - q
         rho = gain + leak * kept * rho
-    return torch.stack(outputs), slope / steps
+    return torch.stack(outputs), slope / steps, (total / steps).to(currents.dtype)
 
 
 @functools.cache
-def fused() -> Callable[..., tuple[Tensor, Tensor]]:
+def fused() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """`eligibility` compiled for any shape; as it is, with one line said, without a compiler."""
     if not torch.cuda.is_available() and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         warnings.warn("no C++ compiler found: neurons run without the fused kernel", stacklevel=2)
