@@ -11,6 +11,7 @@ import pytest
 import spikelet
 from spikelet.encode import Direct
 from spikelet.neuron import LIF, Neuron, Scan
+from spikelet.norm import estimate_norms
 from spikelet.terms import Affine, CrossEntropy, Hybrid, Logits, Relation
 from spikelet.terms.term import Binding, Reads, Step, Term
 from spikelet.trace import FIELDS, Tap, Trace
@@ -54,9 +55,18 @@ SIGNATURES = {
     "Direct.__call__": "(self, images)",
     "CrossEntropy": "(weight=1.0, label_smoothing=0.0, per_step=False)",
     "Logits": "(weight=1.0, tau=3.0, student_tau=None)",
-    "Affine": "(weight=1.0, on='last', feature='spikes', rank=None)",
-    "Relation": "(weight=10.0, on='last', pool=1)",
-    "Hybrid": "(weight=1.0, on='inner', ce=1.0, kl=1.0, tau=3.0, mapping='auto', sample=False)",
+    "Affine": "(weight=1.0, on='last', feature='spikes', rank=None, normalise='energy')",
+    "Feature": ("(weight=1.0, on='all', form='simple', stage_weights=True, connector='auto')"),
+    "Relation": "(weight=10.0, on='last', pool=1, form='cosine', keep_time=False)",
+    "Hybrid": (
+        "(weight=1.0, on='inner', ce=1.0, kl=1.0, tau=3.0, mapping='auto', sample=False, "
+        "curriculum=False, branch_weights=None)"
+    ),
+    "StepLogits": "(weight=1.0, tau=3.0, teacher='mean')",
+    "StepEnsemble": "(weight=1.0, tau=3.0, target='mean')",
+    "SpikeWindows": "(weight=1.0, on='all', window=2, stride=1, compare='sum')",
+    "quantised": "(net, x, taps=())",
+    "estimate_norms": "(net, batches, run)",
     "UserError": "(argument, message, fix)",
 }
 THINGS: dict[str, object] = {
@@ -64,14 +74,17 @@ THINGS: dict[str, object] = {
     "bptt": spikelet.bptt, "rate": spikelet.rate, "Distiller": spikelet.Distiller,
     "convert": spikelet.convert, "repeat": spikelet.repeat, "Direct": Direct,
     "CrossEntropy": CrossEntropy, "Logits": Logits, "Affine": Affine, "Relation": Relation,
-    "Hybrid": Hybrid, "UserError": spikelet.UserError,
+    "Hybrid": Hybrid, "UserError": spikelet.UserError, "Feature": spikelet.Feature,
+    "StepLogits": spikelet.StepLogits, "StepEnsemble": spikelet.StepEnsemble,
+    "SpikeWindows": spikelet.SpikeWindows, "quantised": spikelet.quantised,
+    "estimate_norms": estimate_norms,
 }  # fmt: skip
 
 FIELDS_OF = {
     Tap: ("mean", "spikes", "current", "potential"),
     Trace: ("logits", "taps"),
     Step: ("student", "teacher", "labels", "progress", "generator"),
-    Binding: ("student", "teacher", "pairs", "suffix"),
+    Binding: ("student", "teacher", "pairs", "suffix", "teacher_net"),
     Reads: ("student", "teacher"),
 }
 
@@ -97,13 +110,21 @@ def test_names() -> None:
     assert isinstance(Binding.classifier, property)
     assert isinstance(Step.taught, property)
     assert isinstance(Term.time, property)
+    assert isinstance(Term.fixed, property)
     assert (Term.coupled, Term.taught) == (False, True)
     assert Neuron.elementwise is True
-    assert spikelet.rate.gives == "mean"
+    assert spikelet.rate.gives == spikelet.quantised.gives == "mean"
+    assert spikelet.quantised.unrolled is False
     assert issubclass(spikelet.UserError, ValueError)
 
 
-@pytest.mark.parametrize("term", [CrossEntropy, Logits, Affine, Relation, Hybrid])
+@pytest.mark.parametrize(
+    "term",
+    [
+        *(CrossEntropy, Logits, Affine, Relation, Hybrid, spikelet.Feature),
+        *(spikelet.StepLogits, spikelet.StepEnsemble, spikelet.SpikeWindows),
+    ],
+)
 def test_terms_are_frozen_and_final(term: type) -> None:
     assert term.__dataclass_params__.frozen
     assert term.__final__

@@ -24,9 +24,9 @@ SOURCE = ROOT / "src" / "spikelet"
 LAYERS = (
     "spike encode recipe errors",
     "neuron norm models data checkpoint vision",
-    "graph trace slopes",
+    "graph trace slopes kernels",
     "rate convert",
-    "execute",
+    "execute quantise",
     "terms measure",
     "distill inspect export",
     "train report",

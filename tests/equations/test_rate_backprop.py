@@ -447,7 +447,7 @@ def conv_backward(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tens
 
 
 def columns(value: Tensor) -> Tensor:
-    """"C" against "B C H W"."""
+    """ "C" against "B C H W"."""
     return value[None, :, None, None]
 
 
