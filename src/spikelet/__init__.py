@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spikelet import measure as measure
+    from spikelet.compare import Grid as Grid
+    from spikelet.compare import compare as compare
     from spikelet.convert import convert as convert
     from spikelet.distill import Distiller as Distiller
     from spikelet.encode import Direct as Direct
+    from spikelet.encode import Latency as Latency
+    from spikelet.encode import Poisson as Poisson
     from spikelet.encode import repeat as repeat
     from spikelet.errors import UserError as UserError
     from spikelet.execute import ann as ann
@@ -22,17 +26,23 @@ if TYPE_CHECKING:
     from spikelet.execute import rate as rate
     from spikelet.neuron import IF as IF
     from spikelet.neuron import LIF as LIF
+    from spikelet.neuron import PLIF as PLIF
+    from spikelet.quantise import quantised as quantised
     from spikelet.recipe import Recipe as Recipe
     from spikelet.recipe import Training as Training
     from spikelet.terms import Affine as Affine
     from spikelet.terms import CrossEntropy as CrossEntropy
+    from spikelet.terms import Feature as Feature
     from spikelet.terms import Hybrid as Hybrid
     from spikelet.terms import Logits as Logits
     from spikelet.terms import Relation as Relation
+    from spikelet.terms import SpikeWindows as SpikeWindows
+    from spikelet.terms import StepEnsemble as StepEnsemble
+    from spikelet.terms import StepLogits as StepLogits
     from spikelet.terms import Term as Term
     from spikelet.trace import Trace as Trace
-    from spikelet.train import fit as fit
-    from spikelet.train import load as load
+    from spikelet.train.fit import fit as fit
+    from spikelet.train.load import load as load
 
 __version__ = "0.1.0"
 
@@ -40,25 +50,35 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "IF": "spikelet.neuron:IF",
     "LIF": "spikelet.neuron:LIF",
+    "PLIF": "spikelet.neuron:PLIF",
     "convert": "spikelet.convert:convert",
     "ann": "spikelet.execute:ann",
     "bptt": "spikelet.execute:bptt",
     "rate": "spikelet.execute:rate",
+    "quantised": "spikelet.quantise:quantised",
     "Trace": "spikelet.trace:Trace",
     "repeat": "spikelet.encode:repeat",
     "Direct": "spikelet.encode:Direct",
+    "Poisson": "spikelet.encode:Poisson",
+    "Latency": "spikelet.encode:Latency",
     "Distiller": "spikelet.distill:Distiller",
     "CrossEntropy": "spikelet.terms:CrossEntropy",
     "Logits": "spikelet.terms:Logits",
     "Affine": "spikelet.terms:Affine",
     "Relation": "spikelet.terms:Relation",
     "Hybrid": "spikelet.terms:Hybrid",
+    "Feature": "spikelet.terms:Feature",
+    "StepLogits": "spikelet.terms:StepLogits",
+    "StepEnsemble": "spikelet.terms:StepEnsemble",
+    "SpikeWindows": "spikelet.terms:SpikeWindows",
     "Term": "spikelet.terms:Term",
     "Recipe": "spikelet.recipe:Recipe",
     "Training": "spikelet.recipe:Training",
     "UserError": "spikelet.errors:UserError",
     "fit": "spikelet.train:fit",
     "load": "spikelet.train:load",
+    "Grid": "spikelet.compare:Grid",
+    "compare": "spikelet.compare:compare",
     "measure": "spikelet.measure",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -103,6 +104,7 @@ def teach(
     if done is not None:
         return done
     dataset = load_data(recipe) if dataset is None else dataset
+    torch.manual_seed(recipe.seed)
     description = describe(recipe.model, dataset, recipe.seed)
     model = placed(assemble(description), place.device)
     distiller = Distiller(
@@ -148,8 +150,9 @@ def distill(
         return done
     dataset = load_data(recipe) if dataset is None else dataset
     teacher = teacher_of(recipe, place.out, dataset) if teacher is None else teacher
+    torch.manual_seed(recipe.seed)
     images = calibration(dataset, recipe.calibrate, recipe.seed, place.device)
-    taught = placed(teacher.net, place.device)
+    taught = placed(copy.deepcopy(teacher.net) if recipe.joint else teacher.net, place.device)
     student, description = make_student(recipe, dataset, teacher, images)
     placed(student, place.device)
     distiller = bind(recipe, dataset, student, taught, images)
@@ -280,8 +283,7 @@ def _train(
             save_weights(best, distiller.student, {"accuracy": repr(value)})
         return {"accuracy": value}
 
-    resumable = place.resume and (place.out / "checkpoint").exists()
-    torch.manual_seed(recipe.seed)
+    resumable = place.resume and (place.out / "checkpoint" / "state.json").exists()
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place.device)
     history = fit(
