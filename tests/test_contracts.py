@@ -65,6 +65,7 @@ SIGNATURES = {
     "StepLogits": "(weight=1.0, tau=3.0, teacher='mean')",
     "StepEnsemble": "(weight=1.0, tau=3.0, target='mean')",
     "SpikeWindows": "(weight=1.0, on='all', window=2, stride=1, compare='sum')",
+    "compare": "(grid, out, *, jobs=1, devices=None, budget_minutes=None, console=None)",
     "quantised": "(net, x, taps=())",
     "estimate_norms": "(net, batches, run)",
     "UserError": "(argument, message, fix)",
@@ -76,7 +77,7 @@ THINGS: dict[str, object] = {
     "CrossEntropy": CrossEntropy, "Logits": Logits, "Affine": Affine, "Relation": Relation,
     "Hybrid": Hybrid, "UserError": spikelet.UserError, "Feature": spikelet.Feature,
     "StepLogits": spikelet.StepLogits, "StepEnsemble": spikelet.StepEnsemble,
-    "SpikeWindows": spikelet.SpikeWindows, "quantised": spikelet.quantised,
+    "SpikeWindows": spikelet.SpikeWindows, "compare": spikelet.compare, "quantised": spikelet.quantised,
     "estimate_norms": estimate_norms,
 }  # fmt: skip
 
@@ -86,6 +87,10 @@ FIELDS_OF = {
     Step: ("student", "teacher", "labels", "progress", "generator"),
     Binding: ("student", "teacher", "pairs", "suffix", "teacher_net"),
     Reads: ("student", "teacher"),
+    spikelet.Grid: (
+        *("data", "methods", "steps", "seeds", "teacher", "model", "epochs", "batch"),
+        *("teacher_epochs", "tune", "tune_rates", "tune_epochs", "overrides"),
+    ),
 }
 
 

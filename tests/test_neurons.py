@@ -80,7 +80,10 @@ def test_half_precision_is_integrated_in_single(name: str, dtype: torch.dtype) -
     assert torch.equal(half, full)
     with torch.no_grad():
         assert closed_form(neuron, x.float(), 8).slope.dtype == torch.float32
-        assert respond(neuron, x, 8).output.dtype == torch.float32
+        in_half, in_full = respond(neuron, x, 8), respond(neuron, x.float(), 8)
+    assert in_half.slope.dtype == torch.float32
+    assert torch.equal(in_half.slope, in_full.slope)
+    assert torch.equal(in_half.output.float(), in_full.output)  # 100 is exact in half precision
 
 
 @pytest.mark.parametrize("name", NAMES)
