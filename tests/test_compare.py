@@ -687,3 +687,32 @@ def test_workers_stop_with_checkpoints(number: signal.Signals, status: int, tmp_
     assert process.stderr is not None
     assert f"spikelet compare --resume {out}" in process.stderr.read()
     assert list(out.glob("cells/*/checkpoint/state.json"))
+
+
+def test_a_variant_is_a_method_with_settings_of_its_own() -> None:
+    """The ablation of branch positions is one command."""
+    data = {"kind": "digits"}
+    text = "hybrid[hybrid.on=1,hybrid.sample=True,training.clip=2,neuron.kind=LIF]"
+    found, usual = recipe_of(text, data), recipe_of("hybrid", data)
+    assert found.method == text
+    assert found.terms["hybrid"] == {**usual.terms["hybrid"], "on": "1", "sample": True}
+    assert (found.training.clip, found.neuron["kind"]) == (2.0, "LIF")
+    assert found.terms["logits"] == usual.terms["logits"]
+    listed = recipe_of("hybrid[hybrid.branch-weights=[1, 0.5],training.ema=0.9]", data)
+    assert listed.terms["hybrid"]["branch_weights"] == [1, 0.5]
+    assert listed.training.ema == 0.9
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("hybrid[on]", "leaf=value"),
+        ("hybrid[hybrid.on=1", "leaf=value"),
+        ("logits[hybrid.on=1]", "hybrid"),
+        ("qann[execute.fuse=False]", "no leaf"),
+        ("hybrid[steps=3]", "the grid sets it"),
+    ],
+)
+def test_bad_variants(text: str, what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        recipe_of(text, {"kind": "digits"})

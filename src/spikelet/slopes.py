@@ -9,6 +9,7 @@ written out for IF and LIF.
 from __future__ import annotations
 
 import functools
+import importlib
 import shutil
 import warnings
 from collections.abc import Callable
@@ -50,6 +51,7 @@ class Response:
         return self.output.mean(0) if self.mean is None else self.mean
 
 
+COMPILED_FORMS = 64
 Affine = tuple[Tensor, Tensor]
 
 
@@ -103,7 +105,9 @@ def closed_form(
         return value.to(first.device, precise).expand(shape[1]).reshape(-1, 1)
 
     theta, start = column(neuron.theta), column(neuron.initial)
-    waiting = () if affine is None else tuple(column(x) for x in affine)
+    if fuse and affine is None:  # one compiled form for both
+        affine = (torch.ones_like(theta), torch.zeros_like(theta))
+    waiting = () if affine is None else tuple(column(x.flatten()) for x in affine)
     kind = (neuron.reset == "hard", neuron.detached, neuron.signed)
     leak, gain, rest = float(neuron.leak), float(neuron.gain), neuron.v_reset
     run = fused() if fuse else eligibility
@@ -200,7 +204,17 @@ def fused() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     if not torch.cuda.is_available() and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         warnings.warn("no C++ compiler found: neurons run without the fused kernel", stacklevel=2)
         return eligibility
-    return torch.compile(eligibility, dynamic=True)
+    compiled = torch.compile(eligibility, dynamic=True)
+    dynamo: Any = importlib.import_module("torch._dynamo.config")
+    shapes: Any = importlib.import_module("torch.fx.experimental._config")
+
+    def run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        # each T and static input compiles anew: past the usual limit it would fall back silently;
+        # a batch as large as a layer is wide must not count as another form
+        with dynamo.patch(recompile_limit=COMPILED_FORMS), shapes.patch(use_duck_shape=False):
+            return compiled(*arguments)
+
+    return run
 
 
 class _Means(nn.Module):

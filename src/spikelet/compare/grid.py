@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from spikelet.compare.overrides import overridden
+from spikelet.compare.overrides import overridden, variant
 from spikelet.errors import UserError, unknown
 from spikelet.recipe import METHODS, TERMS, Recipe, Spec, default_recipe, import_path, plain
 from spikelet.recipe.specs import validated
@@ -45,7 +45,8 @@ class Grid:
     Attributes:
         data: spec of the data set.
         methods: names of methods, `a+b` for the terms of both, or an import path
-            `package.module:Term` for cross entropy plus a term of one's own. `none`, `convert` and
+            `package.module:Term` for cross entropy plus a term of one's own; each may be followed
+            by settings of its own, `hybrid[hybrid.on=1,training.clip=2]`. `none`, `convert` and
             `qann` are always among them.
         steps: numbers of time steps T; tuning is done at the first.
         seeds: how many, counted from 0. A seed decides calibration images, order of the data and
@@ -148,7 +149,28 @@ class Grid:
 
 
 def recipe_of(method: str, data: Spec) -> Recipe:
-    """The recipe that a method's name stands for: its terms, or those of several joined by +."""
+    """The recipe that a method's name stands for: its terms, or those of several joined by +.
+
+    A variant `method[leaf=value,...]` has these leaves set; one that begins with the name of a
+    term of the method's may leave out `terms.`.
+    """
+    plainly, settings = variant(method)
+    recipe = _named(plainly, data)
+    if not settings:
+        return recipe
+    leaves = {_dotted(path, recipe): value for path, value in settings.items()}
+    changed, used = overridden(recipe, leaves)
+    for path in set(leaves) - used:
+        raise UserError(f"--methods {method}", f"{plainly} has no leaf {path}", "leave it out")
+    return dataclasses.replace(changed, method=method)
+
+
+def _dotted(path: str, recipe: Recipe) -> str:
+    return f"terms.{path}" if path.split(".")[0] in recipe.terms else path
+
+
+def _named(method: str, data: Spec) -> Recipe:
+    """The recipe of names joined by +."""
     names = method.split("+")
     for name in names:
         if ":" not in name and name not in METHODS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,32 @@ def overridden(recipe: Recipe, leaves: Mapping[str, Any]) -> tuple[Recipe, set[s
             _place(fields, [head, *rest], copy.deepcopy(leaves[path]))
             used.add(path)
     return Recipe.from_json(json.dumps(fields)), used
+
+
+def variant(method: str) -> tuple[str, dict[str, Any]]:
+    """A method's name and the settings in brackets behind it.
+
+    Raises:
+        UserError: for brackets without `leaf=value`.
+    """
+    name, bracket, rest = method.partition("[")
+    if not bracket:
+        return method, {}
+    pairs = [pair.partition("=") for pair in re.split(r",(?=[\w.-]+=)", rest.removesuffix("]"))]
+    if not rest.endswith("]") or not all(path and equal for path, equal, _ in pairs):
+        what = "expected settings as in hybrid[hybrid.on=1,training.clip=2]"
+        raise UserError(f"--methods {method}", what, "write leaf=value")
+    return name, {path.replace("-", "_"): _value(path, text) for path, _, text in pairs}
+
+
+def _value(path: str, text: str) -> Any:
+    """A number, a truth value or a list as such; places are names, also where they are numbers."""
+    if path.endswith(".on") and not text.startswith("["):
+        return text
+    try:
+        return json.loads(text.lower() if text in ("True", "False", "None") else text)
+    except ValueError:
+        return None if text == "None" else text
 
 
 def _order(path: str) -> tuple[bool, int]:

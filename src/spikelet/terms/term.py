@@ -112,8 +112,8 @@ def select(argument: str, on: str | Sequence[str], pairs: Pairs) -> tuple[Pair, 
 
     Args:
         argument: name of the argument for the error.
-        on: "last", "all", "inner" (all but the last), or places of the student, `student=teacher`
-            where the names differ.
+        on: "last", "all", "inner" (all but the last), their numbers "1", "2", ..., or places of the
+            student, `student=teacher` where the names differ.
         pairs: the matching stage outputs.
     """
     if isinstance(on, str):
@@ -121,6 +121,8 @@ def select(argument: str, on: str | Sequence[str], pairs: Pairs) -> tuple[Pair, 
         near = difflib.get_close_matches(on, known, cutoff=0.5)
         if near and on not in known and on not in dict(pairs):
             raise unknown(argument, on, known)
+        if on.isdigit() and 1 <= int(on) <= len(pairs):
+            return (pairs[int(on) - 1],)
         chosen = known.get(on)
         if chosen is None:
             return select(argument, [on], pairs)
