@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from spikelet.errors import UserError, unknown
-from spikelet.recipe import DATA, DEFAULT_METHOD, EXECUTES, METHODS, MODELS, NEURONS, TERMS
+from spikelet.recipe import (
+    DATA,
+    DEFAULT_METHOD,
+    ENCODERS,
+    EXECUTES,
+    METHODS,
+    MODELS,
+    NEURONS,
+    TERMS,
+)
 
 VERBS = {
     "demo": "digits: teach, distil, measure, report; minutes on two cores",
@@ -21,7 +30,7 @@ VERBS = {
 }
 LEAVES = (
     "data.FIELD model.FIELD teacher.FIELD neuron.FIELD neuron.surrogate.FIELD terms.NAME.FIELD "
-    "execute.FIELD augment.NUMBER.FIELD training.FIELD"
+    "execute.FIELD encode.FIELD augment.NUMBER.FIELD training.FIELD"
 )
 NUMBERS = {int: "a whole number", float: "a number"}
 
@@ -140,13 +149,22 @@ def _distill(parser: Parser) -> None:
     parser.add_argument("--neuron", metavar="N", help=text)
     text = "how the gradient is taken: rate, bptt or an import path; default: rate"
     parser.add_argument("--execute", metavar="E", help=text)
-    text = "converted (default) or scratch"
-    parser.add_argument("--start", metavar="S", help=text)
-    parser.add_argument("--calibrate", type=number(int), metavar="N", help="images for calibration")
-    parser.add_argument(
-        "--norm", metavar="KIND", help="batch norm: auto (default), train, settled or frozen"
-    )
+    _beginning(parser)
     _training(parser, "distill")
+
+
+def _beginning(parser: Parser) -> None:
+    """What a student starts from, and sees."""
+    add = parser.add_argument
+    add("--start", metavar="S", help="converted (default) or scratch")
+    add("--calibrate", type=number(int), metavar="N", help="images for calibration")
+    add("--norm", metavar="KIND", help="batch norm: auto (default), train, settled or frozen")
+    text = "images that batch norm's statistics are estimated on before measuring; 0 for none"
+    add("--estimate", type=number(int), metavar="N", help=f"{text}; default: 4096")
+    text = f"{', '.join(ENCODERS)} or an import path; default: direct"
+    add("--encode", metavar="E", help=text)
+    text = "train the teacher along on the labels: true or false; default: false"
+    add("--joint", metavar="B", help=text)
 
 
 def _models() -> str:
@@ -251,9 +269,7 @@ def _compare_students(parser: Parser) -> None:
     add("--neuron", metavar="N", help=f"{', '.join(NEURONS)} or an import path; default: IF")
     text = "how the gradient is taken, for methods that leave it open: rate, bptt, an import path"
     add("--execute", metavar="E", help=text)
-    add("--start", metavar="S", help="converted (default) or scratch")
-    add("--calibrate", type=whole, metavar="N", help="images for calibration")
-    add("--norm", metavar="KIND", help="batch norm: auto (default), train, settled or frozen")
+    _beginning(parser)
     add("--validation", type=whole, metavar="N", help="images held out of training")
     text = "folder of the data sets; default: SPIKELET_DATA or ~/.cache/spikelet"
     add("--data-root", metavar="DIR", help=text)

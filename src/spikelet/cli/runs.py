@@ -27,6 +27,9 @@ PLACES = {
     "start": "start",
     "calibrate": "calibrate",
     "norm": "norm",
+    "estimate": "estimate",
+    "joint": "joint",
+    "encode": "encode.kind",
     "neuron": "neuron.kind",
     "execute": "execute.kind",
 }
