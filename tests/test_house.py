@@ -24,7 +24,7 @@ SOURCE = ROOT / "src" / "spikelet"
 LAYERS = (
     "spike encode recipe errors",
     "neuron norm models data checkpoint vision",
-    "graph trace slopes kernels",
+    "graph trace dual slopes kernels",
     "rate convert",
     "execute quantise",
     "terms measure",

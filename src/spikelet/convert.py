@@ -17,11 +17,11 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from spikelet.dual import fold, unfold
 from spikelet.errors import UserError
 from spikelet.graph import IN_PLACE, capture, is_activation, is_max_pool, plain, walk
 from spikelet.neuron import IF, Neuron, duplicate, per_channel
 from spikelet.norm import FrozenNorm, settle
-from spikelet.rate import fold, unfold
 
 CANDIDATES = 25
 EXAMPLES = 64

@@ -74,8 +74,8 @@ class Distiller(nn.Module):
         self.joint: nn.Module | None = teacher if joint else None
         if teacher is not None and not joint:
             self._frozen.append(freeze(teacher))
-        self._check_terms()
         example = _example(student, example)
+        self._check_terms(example)
         self.pairs = tuple(pairs) if pairs is not None else match(student, self.teacher, example)
         reads = [term.taps(self.pairs) for term in self.terms.values()]
         self._student_taps = _union([r.student for r in reads])
@@ -89,8 +89,8 @@ class Distiller(nn.Module):
         """The teacher that the terms see."""
         return self._frozen[0] if self._frozen else self.joint
 
-    def _check_terms(self) -> None:
-        available = gives(self.execute)
+    def _check_terms(self, example: Tensor) -> None:
+        available = gives(self.execute, len(self._encoded(example[:1], None)))
         if not self.terms:
             raise UserError("terms = {}", "there is nothing to learn from", "pass a term")
         for name, term in self.terms.items():
@@ -106,7 +106,7 @@ class Distiller(nn.Module):
                 raise UserError(
                     f"terms[{name!r}]",
                     f"it compares single {term.time}, of which `rate` has the mean's gradient only",
-                    "use execute=bptt, or the term's form on the mean",
+                    "use execute=bptt, more windows of `rate`, or the term's form on the mean",
                 )
 
     def _bind(self, example: Tensor) -> Binding:

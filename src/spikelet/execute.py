@@ -15,24 +15,21 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from spikelet.dual import Dual, at_steps, fold, means_at, unfold, window_means
 from spikelet.errors import UserError, unknown
 from spikelet.graph import is_activation, resolve, walk
 from spikelet.neuron import Neuron, per_channel, scan
 from spikelet.rate import (
-    Dual,
     anchored_potential,
-    at_steps,
     batch_statistics,
     binary,
     convolve,
     default,
     drop,
-    fold,
     is_linear,
     normalise,
     per_step,
     spike,
-    unfold,
 )
 from spikelet.trace import Tap, Taps, Trace, fields_of
 
@@ -46,12 +43,16 @@ class Execute(Protocol):
     def __call__(self, net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace: ...
 
 
-def gives(execute: Callable[..., Trace]) -> Time:
+def gives(execute: Callable[..., Trace], steps: int | None = None) -> Time:
     """What a term may read when a network runs this way: "mean", "windows" or "steps".
 
-    A way of running that says nothing, by an attribute `gives`, gives every step.
+    A way of running that says nothing, by an attribute `gives`, gives every step. Windowed rates
+    give windows, and every step where there are as many windows as `steps`.
     """
     function = getattr(execute, "func", execute)
+    windows = getattr(execute, "keywords", {}).get("windows", 1)
+    if function is rate and windows > 1:
+        return "steps" if windows == steps else "windows"
     return getattr(function, "gives", "steps")
 
 
@@ -117,11 +118,12 @@ def rate(
     *,
     divide_by_steps: bool = False,
     fuse: bool = False,
+    windows: int = 1,
 ) -> Trace:
     """Runs a spiking network with rate-based backpropagation (arXiv 2410.11488), in one pass.
 
     Per-step fields have the value of each step and the derivative of the mean. Memory for the
-    backward pass does not depend on T.
+    backward pass does not depend on T, but on the number of windows W.
 
     Args:
         net: a spiking network, as `convert` makes it.
@@ -129,9 +131,18 @@ def rate(
         taps: path -> fields, or paths.
         divide_by_steps: scales the gradient by 1/T as the published code does, not the loss.
         fuse: compiles the neurons' scan (some ten seconds once); same spikes, much less time.
+        windows: W equal windows of time with a mean of their own each: 1 is rate-based
+            backpropagation, W = T is backpropagation through time (docs/windows.md).
+
+    Raises:
+        UserError: if the steps do not divide into so many windows.
     """
     net, asked = spiking(net), fields_of(taps)
     steps, wanted, found = len(x), wanted_taps(net, asked), {}
+    if windows < 1 or steps % windows:
+        raise UserError(
+            f"windows = {windows}", f"expected a divisor of the {steps} steps", "try 1 or 2"
+        )
 
     def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
         x = args[0] if args and isinstance(args[0], Dual) else None
@@ -140,26 +151,26 @@ def rate(
         if x is not None and isinstance(function, (nn.Conv1d, nn.Conv2d)):
             value = convolve(function, x)
         elif x is not None and isinstance(function, _BatchNorm) and batch_statistics(function):
-            value = normalise(function, x, steps, wait=fuse)
+            value = normalise(function, x, steps, wait=fuse and windows == 1)
         elif x is not None and isinstance(function, _DropoutNd):
             value = drop(function, x)
         else:
-            value = default(function, args, kwargs, is_linear(node, function), steps)
+            value = default(function, args, kwargs, is_linear(node, function), steps, windows)
         if node in wanted:
-            found[node] = Tap(value.mean)
+            found[node] = Tap(_whole(value))
         return value
 
     def neuron(node: fx.Node, function: Neuron, x: Dual) -> Dual:
         fields = wanted.get(node, set())
-        value, response = spike(function, x, steps, "potential" in fields, fuse)
+        value, response = spike(function, x, steps, "potential" in fields, fuse, windows)
         if node in wanted:
             found[node] = _neuron_tap(function, x, value, response, fields)
         return value
 
-    logits = walk(net, _enter(x), rule)
-    values = unfold(at_steps(logits, steps), steps)
-    mean = _Scaled.apply(logits.mean, 1 / steps) if divide_by_steps else logits.mean
-    return Trace(per_step(values, mean), answer(net, asked, found))
+    logits = walk(net, _enter(x, windows), rule)
+    values, means = unfold(at_steps(logits, steps), steps), means_at(logits, windows)
+    means = _Scaled.apply(means, 1 / steps) if divide_by_steps else means
+    return Trace(per_step(values, means, windows), answer(net, asked, found))
 
 
 rate.gives = "mean"  # type: ignore[attr-defined]
@@ -178,23 +189,29 @@ class _Scaled(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
-def _enter(x: Tensor) -> Dual:
+def _enter(x: Tensor, windows: int) -> Dual:
     """The input as a dual; one that repeats an image is carried once."""
     if x.stride(0) == 0 or len(x) == 1:
         return Dual(x[0].detach(), x[0], 1)
-    return Dual(fold(x.detach()), x.mean(0), len(x))
+    return Dual(fold(x.detach()), fold(window_means(x, windows)), len(x), windows=windows)
+
+
+def _whole(value: Dual) -> Tensor:
+    """The mean over all time "B ..."."""
+    return value.mean if value.windows == 1 else unfold(value.mean, value.windows).mean(0)
 
 
 def _neuron_tap(neuron: Neuron, x: Dual, value: Dual, response: Any, fields: set[str]) -> Tap:
-    output = unfold(value.spikes, value.steps)
-    spikes = binary(neuron, output, value.mean) if "spikes" in fields else None
+    output, windows = unfold(value.spikes, value.steps), value.windows
+    spikes = binary(neuron, output, value.mean, windows) if "spikes" in fields else None
     current = potential = None
     if "current" in fields:
-        current = per_step(unfold(at_steps(x, value.steps), value.steps), x.mean)
+        currents = unfold(at_steps(x, value.steps), value.steps)
+        current = per_step(currents, means_at(x, windows), windows)
     if "potential" in fields:
-        mean = anchored_potential(neuron, x, response)
-        potential = per_step(response.potential, mean)
-    return Tap(value.mean, spikes, current, potential)
+        means = anchored_potential(neuron, x, response, windows)
+        potential = per_step(response.potential, means, windows)
+    return Tap(_whole(value), spikes, current, potential)
 
 
 def spiking(net: nn.Module) -> fx.GraphModule:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spikelet.dual import (
+    Dual,
+    at_steps,
+    changed,
+    duals_in,
+    fold,
+    means_at,
+    over_time,
+    unfold,
+    window_means,
+)
 from spikelet.errors import UserError
 from spikelet.neuron import Neuron, per_channel
 from spikelet.norm import FrozenNorm
-from spikelet.slopes import Response, respond
+from spikelet.slopes import Response, by_jvp, respond
 
 LINEAR_MODULES = (
     FrozenNorm,
@@ -47,33 +57,6 @@ LINEAR_FUNCTIONS = {
     "flatten",
     "permute",
 }
-
-
-@dataclass(frozen=True)
-class Dual:
-    """A value over time and its mean.
-
-    Attributes:
-        spikes: "(T B) ..." in folded form, or "B ..." while it is the same at every step; not
-            recorded for the backward pass.
-        mean: "B ...", differentiable; its value is the time mean of `spikes`.
-        steps: T, or 1 while the value is the same at every step.
-        affine: (scale, shift), each "C", if the value is scale * spikes + shift: a batch norm that
-            waits for the neuron behind it, to save a pass over all steps.
-    """
-
-    spikes: Any
-    mean: Any
-    steps: int
-    affine: tuple[Tensor, Tensor] | None = None
-
-    def settled(self) -> Dual:
-        """The same dual with nothing waiting."""
-        if self.affine is None:
-            return self
-        with torch.no_grad():
-            scale, shift = (per_channel(x, self.spikes).to(self.spikes) for x in self.affine)
-            return Dual(torch.addcmul(shift, self.spikes, scale), self.mean, self.steps)
 
 
 class _Anchor(torch.autograd.Function):
@@ -168,30 +151,21 @@ class _Normalise(torch.autograd.Function):
         return None, dx, dw, db, None, None
 
 
-def fold(x: Tensor) -> Tensor:
-    """ "T B ..." to "(T B) ..."."""
-    return x.reshape(-1, *x.shape[2:])
-
-
-def unfold(x: Tensor, steps: int) -> Tensor:
-    """ "(T B) ..." to "T B ..."."""
-    return x.reshape(steps, -1, *x.shape[1:])
-
-
-def over_time(dual: Dual) -> Tensor:
-    """The time mean "B ..." of a dual's spikes."""
-    return dual.spikes if dual.steps == 1 else unfold(dual.spikes, dual.steps).mean(0)
-
-
 def default(
-    function: Callable[..., Any], args: Any, kwargs: Any, linear: bool, total: int = 1
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    linear: bool,
+    total: int = 1,
+    windows: int = 1,
 ) -> Any:
     """The default rule: the value from the spikes, the derivative from the mean.
 
     A linear call needs no anchor: its value at the mean is already the mean of its values. A size
-    that is read from a value carried once is that of all `total` steps where the two differ.
+    that is read from a value carried once is that of all `total` steps where the two differ. What
+    moves in time has a mean for each of the `windows`.
     """
-    duals = _duals((args, kwargs))
+    duals = duals_in((args, kwargs))
     if not duals:
         return function(*args, **kwargs)
     steps = max(d.steps for d in duals)
@@ -199,16 +173,17 @@ def default(
     if steps < total and _is_size(spikes):
         repeated = _valued(function, args, kwargs, total)
         spikes, steps = (spikes, steps) if repeated == spikes else (repeated, total)
-    a, k = _map((args, kwargs), lambda d: d.mean)
+    windows = windows if steps > 1 else 1
+    a, k = changed((args, kwargs), lambda d: means_at(d, windows))
     mean = function(*a, **k)
     if isinstance(mean, Tensor) and not linear:
-        mean = _StraightThrough.apply(over_time(Dual(spikes, mean, steps)), mean)
-    return Dual(spikes, mean, steps)
+        mean = _StraightThrough.apply(over_time(spikes, steps, windows), mean)
+    return Dual(spikes, mean, steps, windows=windows)
 
 
 def _valued(function: Callable[..., Any], args: Any, kwargs: Any, steps: int) -> Any:
     with torch.no_grad():
-        a, k = _map((args, kwargs), lambda d: at_steps(d, steps))
+        a, k = changed((args, kwargs), lambda d: at_steps(d, steps))
         return function(*a, **k)
 
 
@@ -216,44 +191,16 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, (int, torch.Size))
 
 
-def at_steps(dual: Dual, steps: int) -> Any:
-    """A dual's value "(T B) ...", repeated if it is the same at every step."""
-    dual = dual.settled()
-    if dual.steps == steps or not isinstance(dual.spikes, Tensor):
-        return dual.spikes
-    return fold(dual.spikes.unsqueeze(0).expand(steps, *dual.spikes.shape))
-
-
-def _duals(tree: Any) -> list[Dual]:
-    if isinstance(tree, Dual):
-        return [tree]
-    if isinstance(tree, (tuple, list)):
-        return [d for item in tree for d in _duals(item)]
-    if isinstance(tree, dict):
-        return _duals(list(tree.values()))
-    return []
-
-
-def _map(tree: Any, change: Callable[[Dual], Any]) -> Any:
-    if isinstance(tree, Dual):
-        return change(tree)
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_map(item, change) for item in tree)
-    if isinstance(tree, dict):
-        return {key: _map(item, change) for key, item in tree.items()}
-    return tree
-
-
 def convolve(conv: Any, x: Dual) -> Dual:
     """Convolution: forward on the spikes only, backward on the mean input only."""
     x = x.settled()
     if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
-        return default(conv, (x,), {}, linear=True)
+        return default(conv, (x,), {}, linear=True, windows=x.windows)
     with torch.no_grad():
         spikes = conv(x.spikes)
-    value = over_time(Dual(spikes, None, x.steps))
+    value = over_time(spikes, x.steps, x.windows)
     mean = _Convolve.apply(value, x.mean, conv.weight, conv.bias, conv)
-    return Dual(spikes, mean, x.steps)
+    return Dual(spikes, mean, x.steps, windows=x.windows)
 
 
 def batch_statistics(norm: _BatchNorm) -> bool:
@@ -285,7 +232,7 @@ def normalise(norm: _BatchNorm, x: Dual, steps: int, wait: bool = False) -> Dual
             x.mean.detach(), mu, variance, norm.weight, norm.bias, False, 0.0, norm.eps
         )
     mean = _Normalise.apply(value, x.mean, norm.weight, norm.bias, mu, inv)
-    return Dual(spikes, mean, x.steps, affine)
+    return Dual(spikes, mean, x.steps, affine, x.windows)
 
 
 def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -318,21 +265,24 @@ def _track(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None
 
 def drop(dropout: nn.Module, x: Dual) -> Dual:
     """Dropout with one mask for all steps."""
-    x, mask = x.settled(), dropout(torch.ones_like(x.mean))
-    spikes = x.spikes * mask if x.steps == 1 else fold(unfold(x.spikes, x.steps) * mask)
-    return Dual(spikes, x.mean * mask, x.steps)
+    x = x.settled()
+    mask = dropout(torch.ones_like(unfold(x.mean, x.windows)[0]))
+    spikes = fold(unfold(x.spikes, x.steps) * mask)
+    return Dual(spikes, fold(unfold(x.mean, x.windows) * mask), x.steps, windows=x.windows)
 
 
 def spike(
-    neuron: Neuron, x: Dual, steps: int, potential: bool, fuse: bool = False
+    neuron: Neuron, x: Dual, steps: int, potential: bool, fuse: bool = False, windows: int = 1
 ) -> tuple[Dual, Response]:
-    """A neuron: runs over the spikes' currents; its mean has the slopes of the response."""
+    """A neuron: runs over the spikes' currents; its means have the slopes of the response."""
     if not neuron.elementwise:
         raise UserError(
             f"neuron {type(neuron).__name__}",
             "`rate` needs neurons whose spikes depend on their own current alone",
             "use execute=bptt",
         )
+    if windows > 1:
+        return _in_windows(neuron, x.settled(), steps, windows)
     response = respond(neuron, unfold(x.spikes, x.steps), steps, potential, fuse, x.affine)
     inputs, slopes = [x.mean], [response.slope]
     for name, (slope, _) in (response.parameters or {}).items():
@@ -342,9 +292,40 @@ def spike(
     return Dual(fold(response.output), mean, steps), response
 
 
-def anchored_potential(neuron: Neuron, x: Dual, response: Response) -> Tensor:
-    """The mean pre-reset potential "B ..." with its own slopes (methods 3.2)."""
+def _in_windows(neuron: Neuron, x: Dual, steps: int, windows: int) -> tuple[Dual, Response]:
+    """`spike` with a causal matrix of slopes between windows (methods 3.9)."""
+    with torch.no_grad():
+        currents = unfold(at_steps(x, steps), steps)
+        currents = currents.float() if currents.dtype.itemsize < 4 else currents
+        response = by_jvp(neuron, currents, potential=True, windows=windows)
+    mean = _linked(neuron, x, response, response.output, response.slope, 0)
+    return Dual(fold(response.output), mean, steps, windows=windows), response
+
+
+def _linked(
+    neuron: Neuron, x: Dual, response: Response, values: Tensor, slope: Tensor, which: int
+) -> Tensor:
+    """Window means "(W B) ..." of values "T B ...", with slopes "W W B ..." to the currents'.
+
+    `which` is 0 for the output, 1 for the potential, as in the slopes of parameters.
+    """
+    windows = len(slope)
+    current = unfold(means_at(x, windows), windows)
+    change = torch.einsum("wv...,v...->w...", slope, (current - current.detach()).to(slope))
+    mean = window_means(values, windows) + change.to(values)
+    for name, slopes in (response.parameters or {}).items():
+        parameter, own = neuron.get_parameter(name), slopes[which]
+        assert own is not None
+        mean = mean + own * per_channel(parameter - parameter.detach(), values[0])
+    return fold(mean)
+
+
+def anchored_potential(neuron: Neuron, x: Dual, response: Response, windows: int = 1) -> Tensor:
+    """The mean pre-reset potential "(W B) ..." with its own slopes (methods 3.2)."""
     assert response.potential is not None and response.potential_slope is not None
+    if windows > 1:
+        values, matrix = response.potential, response.potential_slope
+        return _linked(neuron, x.settled(), response, values, matrix, 1)
     inputs, slopes = [x.mean], [response.potential_slope]
     for name, (_, slope) in (response.parameters or {}).items():
         assert slope is not None
@@ -353,15 +334,17 @@ def anchored_potential(neuron: Neuron, x: Dual, response: Response) -> Tensor:
     return _Anchor.apply(response.potential.mean(0), *inputs, *slopes)
 
 
-def per_step(values: Tensor, mean: Tensor) -> Tensor:
-    """ "T B ...": the value of each step, the derivative of the mean."""
-    return _StraightThrough.apply(values, mean.unsqueeze(0).expand_as(values))
+def per_step(values: Tensor, means: Tensor, windows: int = 1) -> Tensor:
+    """ "T B ...": the value of each step, the derivative of the mean of its window."""
+    means = unfold(means, windows).unsqueeze(1)
+    means = means.expand(-1, len(values) // windows, *means.shape[2:]).flatten(0, 1)
+    return _StraightThrough.apply(values, means)
 
 
-def binary(neuron: Neuron, output: Tensor, mean: Tensor) -> Tensor:
-    """A neuron's spikes s "T B ..." from theta * s, with the derivative of their mean."""
-    theta = per_channel(neuron.theta, mean).to(mean)
-    return per_step((output / theta.detach()).round(), mean / theta)
+def binary(neuron: Neuron, output: Tensor, means: Tensor, windows: int = 1) -> Tensor:
+    """A neuron's spikes s "T B ..." from theta * s, with the derivative of their means."""
+    theta = per_channel(neuron.theta, means).to(means)
+    return per_step((output / theta.detach()).round(), means / theta, windows)
 
 
 def is_linear(node: fx.Node, function: Any) -> bool:

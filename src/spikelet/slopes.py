@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from spikelet import kernels
+from spikelet.dual import window_means
 from spikelet.neuron import Integrator, Neuron, Scan, per_channel, scan
 
 
@@ -218,42 +219,58 @@ def fused() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
 
 class _Means(nn.Module):
-    """The means over time of a scan, as a function that `functional_call` can differentiate."""
+    """The window means of a scan, as a function that `functional_call` can differentiate."""
 
     def __init__(self, neuron: Neuron) -> None:
         super().__init__()
         self.neuron = neuron
 
     def forward(self, currents: Tensor, shift: Tensor) -> tuple[tuple[Tensor, Tensor], Scan]:
-        run = scan(self.neuron, currents + shift)
-        output = run.spikes * per_channel(self.neuron.theta, currents[0]).to(run.spikes)
-        return (output.mean(0), run.potential.mean(0)), Scan(output, run.potential)
+        """Currents "T B ...", a shift for each window "W B ..."; means "W B ..."."""
+        windows, first = len(shift), currents[0]
+        moved = (currents.unflatten(0, (windows, -1)) + shift.unsqueeze(1)).flatten(0, 1)
+        run = scan(self.neuron, moved)
+        output = run.spikes * per_channel(self.neuron.theta, first).to(run.spikes)
+        found = window_means(output, windows), window_means(run.potential, windows)
+        return found, Scan(output, run.potential)
 
 
-def by_jvp(neuron: Neuron, currents: Tensor, potential: bool = False) -> Response:
-    """One Jacobian-vector product through the scan for the current, one for each parameter."""
+def by_jvp(neuron: Neuron, currents: Tensor, potential: bool = False, windows: int = 1) -> Response:
+    """A Jacobian-vector product through the scan for each window's current and each parameter.
+
+    With several windows slopes have two more dimensions, "W W B ...": how a shift of the current
+    in the second window moves the mean of the first; those of parameters have one, "W B ...".
+    """
     means = _Means(neuron)
-    shift = torch.zeros_like(currents[0])
+    shift = currents.new_zeros(windows, *currents.shape[1:])
     trained = {n: p.detach() for n, p in means.named_parameters() if p.requires_grad}
 
-    def along(name: str | None) -> tuple[tuple[Tensor, Tensor], Scan]:
+    def along(name: str | None, window: int = 0) -> tuple[tuple[Tensor, Tensor], Scan]:
         def run(value: Tensor) -> tuple[tuple[Tensor, Tensor], Scan]:
             values = {**trained, **({name: value} if name else {})}
             return functional_call(means, values, (currents, shift if name else value))
 
         point = trained[name] if name else shift
-        result: Any = jvp(run, (point,), (torch.ones_like(point),), has_aux=True)
+        way = torch.zeros_like(point)
+        (way if name else way[window]).fill_(1)
+        result: Any = jvp(run, (point,), (way,), has_aux=True)
         return result[1], result[2]
 
-    (slope, potential_slope), values = along(None)
+    def shaped(columns: list[Tensor]) -> Tensor:
+        return columns[0].squeeze(0) if windows == 1 else torch.stack(columns, 1)
+
+    every = [along(None, window) for window in range(windows)]
+    values = every[0][1]
     parameters = {}
     for name in trained:
         (own, own_potential), _ = along(name)
+        if windows == 1:
+            own, own_potential = own.squeeze(0), own_potential.squeeze(0)
         parameters[name.removeprefix("neuron.")] = (own, own_potential if potential else None)
     return Response(
         values.spikes,
-        slope,
+        shaped([moved[0] for moved, _ in every]),
         values.potential if potential else None,
-        potential_slope if potential else None,
+        shaped([moved[1] for moved, _ in every]) if potential else None,
         parameters,
     )

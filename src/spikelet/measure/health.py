@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from spikelet.dual import fold, unfold
 from spikelet.encode import repeat
 from spikelet.graph import capture, plain, walk
 from spikelet.measure.accuracy import evaluating
 from spikelet.neuron import Neuron, per_channel, scan
-from spikelet.rate import fold, unfold
 
 SATURATED = 0.95  # share of steps from which a channel counts as always firing
 
