@@ -38,8 +38,8 @@ types: setup  ## mypy on src
 package: setup  ## build sdist and wheel, import the wheel in a clean environment
 	$(BIN)/python tests/check_package.py
 
-bench: setup  ## time and memory of one training step: ANN, rate, bptt; run it on an idle machine
-	$(BIN)/python benchmarks/engine.py
+bench: setup  ## time and memory of one training step: ANN, rate, bptt and others; on an idle machine
+	$(BIN)/spikelet bench train --steps 2 4 8 --out runs/bench
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

@@ -30,10 +30,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from engine import saved_bytes
 from torch import Tensor, nn
 
 from spikelet import kernels
+from spikelet.bench.foreign import OverTime, implementation, jelly_neuron, snntorch_neuron
+from spikelet.bench.memory import saved_bytes
 from spikelet.convert import convert
 from spikelet.encode import repeat
 from spikelet.execute import ann, bptt, rate
@@ -46,51 +47,6 @@ Run = Callable[[], Tensor]
 
 
 # ---- other people's neurons in our network ----------------------------------------------------
-
-
-class OverTime(nn.Module):
-    """A multi-step neuron of others, "T B ..." to "T B ...", in a network of folded "(T B) ..."."""
-
-    def __init__(self, neuron: nn.Module, steps: int) -> None:
-        super().__init__()
-        self.neuron, self.steps = neuron, steps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.neuron(x.reshape(self.steps, -1, *x.shape[1:])).flatten(0, 1)
-
-
-class Stepwise(nn.Module):
-    """A single-step snnTorch neuron over "T B ..."."""
-
-    def __init__(self, neuron: Any) -> None:
-        super().__init__()
-        self.neuron = neuron
-
-    def forward(self, currents: Tensor) -> Tensor:
-        potential, spikes = self.neuron.init_leaky(), []
-        for current in currents:
-            spike, potential = self.neuron(current, potential)
-            spikes.append(spike)
-        return torch.stack(spikes)
-
-
-def jelly_neuron() -> nn.Module:
-    from spikingjelly.activation_based import neuron, surrogate
-
-    return neuron.IFNode(
-        v_reset=None, surrogate_function=surrogate.Sigmoid(alpha=4.0), step_mode="m"
-    )
-
-
-def snntorch_neuron() -> nn.Module:
-    import snntorch
-    from snntorch import surrogate
-
-    leaky = snntorch.Leaky(
-        beta=1.0, reset_mechanism="subtract", reset_delay=False,
-        spike_grad=surrogate.sigmoid(slope=4),
-    )  # fmt: skip
-    return Stepwise(leaky)
 
 
 def foreign(model: nn.Module, make: Callable[[], nn.Module], steps: int) -> nn.Module:
@@ -371,18 +327,8 @@ def named(kind: str, bench: Bench, engine: str, precision: str, steps: int) -> d
     layout = "channels-last" if precision == "bf16" else "contiguous"
     row |= {"steps": steps, "batch": len(bench.images), "layout": layout}
     if engine == "jelly" and bench.cuda:
-        row["implementation"] = jelly_implementation()
+        row["implementation"] = implementation(bench.device)
     return row
-
-
-def jelly_implementation() -> str | None:
-    """Which of SpikingJelly's implementations of IF answered on this GPU, if it tells."""
-    try:
-        from spikingjelly._ops.if_ import _selection
-
-        return str(_selection._select(torch.cuda.current_device()).name)
-    except Exception:
-        return None
 
 
 def scan_alone(

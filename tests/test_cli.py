@@ -207,6 +207,13 @@ MISTAKES = {
     "verb": (["tech"], "teach"),
     "flag": (["teach", "--data", "digits", "--lerning-rate", "1"], "--learning-rate"),
     "number": (["teach", "--data", "digits", "--epochs", "x"], "--epochs"),
+    "bench, what": (["bench", "trian"], "train"),
+    "bench, nothing": (["bench"], "memory"),
+    "bench, engine": (["bench", "train", "--engines", "rat"], "rate"),
+    "bench, steps": (["bench", "infer", "--steps", "0"], "--steps 0"),
+    "bench, repeats": (["bench", "memory", "--repeats", "0"], "--repeats 0"),
+    "bench, model": (["bench", "train", "--model", "resnet81", "--out", "OUT"], "resnet18"),
+    "bench, place": (["bench", "train", "--out", "FILE"], "--out"),
     "out is missing": (["teach", "--data", "digits"], "--out"),
     "data is missing": (["teach", "--out", "OUT"], "--data"),
     "data": (["teach", "--data", "digitz", "--out", "OUT"], "digits"),
@@ -461,6 +468,23 @@ def test_compare_writes_one_object(
     assert "keeps its settings" in capfd.readouterr().err
     assert main(["compare", "--resume", str(out), "--training.clip", "5"]) == 2
     assert "--training.clip" in capfd.readouterr().err
+
+
+def test_bench_writes_one_object(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench"
+    words = ["bench", "train", "--model", "small-cnn", "--width", "2", "--size", "8"]
+    words += ["--batch", "2", "--steps", "2", "--engines", "rate", "bptt", "--fuse", "off"]
+    words += ["--repeats", "1", "--device", "cpu", "--out", str(out)]
+    assert main([*words, "--json"]) == 0
+    printed, err = capfd.readouterr()
+    content = only_object(printed)
+    assert [row["engine"] for row in content["rows"]] == ["ann", "rate", "bptt"]
+    assert content["files"] == [str(out / "bench.json"), str(out / "bench.svg")]
+    assert "bptt, fp32, T = 2" in err and "x floor" in err
+    assert main([*words, "--quiet"]) == 0
+    printed, err = capfd.readouterr()
+    assert err == ""
+    assert "x floor" in printed and str(out / "bench.svg") in printed
 
 
 LEAVES = (

@@ -77,8 +77,8 @@ THINGS: dict[str, object] = {
     "CrossEntropy": CrossEntropy, "Logits": Logits, "Affine": Affine, "Relation": Relation,
     "Hybrid": Hybrid, "UserError": spikelet.UserError, "Feature": spikelet.Feature,
     "StepLogits": spikelet.StepLogits, "StepEnsemble": spikelet.StepEnsemble,
-    "SpikeWindows": spikelet.SpikeWindows, "compare": spikelet.compare, "quantised": spikelet.quantised,
-    "estimate_norms": estimate_norms,
+    "SpikeWindows": spikelet.SpikeWindows, "compare": spikelet.compare,
+    "quantised": spikelet.quantised, "estimate_norms": estimate_norms,
 }  # fmt: skip
 
 FIELDS_OF = {

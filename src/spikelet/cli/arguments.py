@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
+from spikelet.cli import bench
+from spikelet.cli.parser import Parser, number
 from spikelet.errors import UserError, unknown
 from spikelet.recipe import (
     DATA,
@@ -26,36 +26,13 @@ VERBS = {
     "distill": "make a spiking student of any teacher",
     "measure": "what a finished run can do: accuracy over time steps",
     "compare": "methods x steps x seeds under one teacher: one table, one page; resumable",
+    "bench": "time and memory of training, or inference, beside SpikingJelly and snnTorch",
     "doctor": "what is installed, what is fast here, what is missing",
 }
 LEAVES = (
     "data.FIELD model.FIELD teacher.FIELD neuron.FIELD neuron.surrogate.FIELD terms.NAME.FIELD "
     "execute.FIELD encode.FIELD augment.NUMBER.FIELD training.FIELD"
 )
-NUMBERS = {int: "a whole number", float: "a number"}
-
-
-class Parser(argparse.ArgumentParser):
-    """Answers a wrong flag with a UserError instead of a usage page."""
-
-    def error(self, message: str) -> NoReturn:
-        found = re.match(r"argument ([^:]+): (.*)", message, re.DOTALL)
-        if found is None:
-            raise UserError(self.prog, message, f"see `{self.prog} --help`")
-        raise UserError(found[1].split("/")[-1], found[2], f"see `{self.prog} --help`")
-
-
-def number(kind: type) -> Any:
-    """An argparse type whose complaint says what was expected."""
-
-    def read(text: str) -> Any:
-        try:
-            return kind(text)
-        except ValueError as error:
-            expected = f"expected {NUMBERS[kind]}, found {text!r}"
-            raise argparse.ArgumentTypeError(expected) from error
-
-    return read
 
 
 def overview() -> str:
@@ -287,5 +264,6 @@ ADD = {
     "distill": _distill,
     "measure": _measure,
     "compare": _compare,
+    "bench": bench.flags,
     "doctor": _doctor,
 }

@@ -97,6 +97,10 @@ def _answer(verb: str, rest: list[str], leaves: list[Leaf], stdout: TextIO) -> i
         from spikelet.cli import compare
 
         render, status = compare.show, compare.status(result)
+    if verb == "bench":
+        from spikelet.cli import bench
+
+        render = bench.show
     if options.json:
         render(console, result)
         write_object(result, stdout)
@@ -115,6 +119,10 @@ def _result(verb: str, options: Any, leaves: list[Leaf], console: Any) -> dict[s
         from spikelet.cli import measure
 
         return measure.run(options, console)
+    if verb == "bench":
+        from spikelet.cli import bench
+
+        return bench.run(options, console)
     if verb == "compare":
         from spikelet.cli import compare
 

@@ -69,7 +69,7 @@ def accuracy_chart(rows: Sequence[Row], series: Mapping[str, int]) -> str:
                 axes.axhline(
                     100 * row["accuracy"], color=INK, ls=(0, (5, 3)), lw=1.2, label="teacher"
                 )
-        _steps_axis(axes, [row["steps"] for row in rows if row["steps"]])
+        steps_axis(axes, [row["steps"] for row in rows if row["steps"]])
         axes.set_ylabel("accuracy, %")
         axes.legend(loc="lower right")
     return drawn[0]
@@ -93,7 +93,7 @@ def difference_chart(comparisons: Sequence[Row], series: Mapping[str, int]) -> s
                 ls="none",
                 label=f"minus {versus}",
             )
-        _steps_axis(axes, [row["steps"] for row in comparisons])
+        steps_axis(axes, [row["steps"] for row in comparisons])
         axes.set_ylabel("difference, points")
         axes.legend(loc="best")
     return drawn[0]
@@ -153,7 +153,7 @@ def dots_chart(
     return drawn[0]
 
 
-def _steps_axis(axes: Any, steps: Sequence[int]) -> None:
+def steps_axis(axes: Any, steps: Sequence[int]) -> None:
     """Time steps on a logarithmic axis, each labelled as it is."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(set(steps)), [f"{t}" for t in sorted(set(steps))])

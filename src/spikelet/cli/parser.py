@@ -1,0 +1,34 @@
+"""A parser whose complaints are one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any, NoReturn
+
+from spikelet.errors import UserError
+
+NUMBERS = {int: "a whole number", float: "a number"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong flag with a UserError instead of a usage page."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.match(r"argument ([^:]+): (.*)", message, re.DOTALL)
+        if found is None:
+            raise UserError(self.prog, message, f"see `{self.prog} --help`")
+        raise UserError(found[1].split("/")[-1], found[2], f"see `{self.prog} --help`")
+
+
+def number(kind: type) -> Any:
+    """An argparse type whose complaint says what was expected."""
+
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError as error:
+            expected = f"expected {NUMBERS[kind]}, found {text!r}"
+            raise argparse.ArgumentTypeError(expected) from error
+
+    return read
