@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
@@ -716,3 +717,46 @@ def test_a_variant_is_a_method_with_settings_of_its_own() -> None:
 def test_bad_variants(text: str, what: str) -> None:
     with pytest.raises(UserError, match=what):
         recipe_of(text, {"kind": "digits"})
+
+
+def test_a_method_that_cannot_be_made_is_refused_before_anything_trains(tmp_path: Path) -> None:
+    for method, what in (
+        ("hybrid[hybrid.weight=abc]", "terms.hybrid.weight"),
+        ("examples.nothing:Nope", "cannot be imported"),
+        ("hybrid[hybrid.nonsense=1]", "nonsense"),
+    ):
+        with pytest.raises(UserError, match=what) as found:
+            compare(Grid({"kind": "digits"}, (method,), (2,), 1), tmp_path / "out")
+        assert "--methods" in found.value.argument
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_method_without_a_finished_cell_may_be_taken_back(tmp_path: Path) -> None:
+    from spikelet.compare.grid import claimed
+
+    data = {"kind": "digits"}
+    wrong, right = (Grid(data, (name,), (2,), 1) for name in ("hybrid[hybrid.on=9]", "hybrid"))
+    claimed(tmp_path / "out", wrong)
+    assert claimed(tmp_path / "out", right).methods == (*CONTROLS, "hybrid")
+    done = tmp_path / "out" / "cells" / "hybrid-T2-seed0"
+    done.mkdir(parents=True)
+    (done / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="may only grow"):
+        claimed(tmp_path / "out", Grid(data, ("logits",), (2,), 1))
+
+
+def test_names_of_variants_are_shown_whole() -> None:
+    """Brackets are no markup, and a long name does not push numbers out."""
+    from spikelet.cli.compare import show
+
+    name = "hybrid[hybrid.on=1,training.clip=2,neuron.kind=LIF]"
+    common = {"steps": 2, "split": "test", "kind": "snn", "std": 0.01, "n": 3, "seed": None}
+    numbers = {"accuracy": 0.5, "difference": 0.123, "low": -0.1348, "high": 0.2212, "pairs": 3}
+    costs = {"verdict": "no difference shown", "rate": 0.2, "seconds": 1.0, "peak_mib": 2.0}
+    row = {"method": name, **common, **numbers, **costs}
+    result = {"rows": [row], "findings": [], "failed": [], "remaining": [], "files": []}
+    console = Console(width=100, file=io.StringIO(), record=True, force_terminal=False)
+    show(console, {**result, "resume": None})
+    text = console.export_text().replace("\n", "")
+    assert "-13.48 to +22.12" in text
+    assert "hybrid[hybrid" in text

@@ -183,7 +183,7 @@ def _epilog(verb: str) -> str:
         "        --data.protocol batch5 --augment crop flip cutout",
         "",
         "terms of each method (cross entropy is `ce`):",
-        *(f"  {name:10}{' '.join(terms)}" for name, terms in METHODS.items()),
+        *(f"  {name:27}{' '.join(terms)}" for name, terms in METHODS.items()),
         f"kinds of terms: {', '.join(TERMS)}; of execute: {', '.join(EXECUTES)}",
     ]
     return "\n".join(lines)

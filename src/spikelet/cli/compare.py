@@ -189,16 +189,18 @@ def _table(
 ) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     from spikelet.compare.write import cells
 
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
     for head in heads:
         justify: Any = "left" if head in ("method", "finding") else "right"
-        table.add_column(head, justify=justify, no_wrap=not fold or head != "finding")
+        folds = head == "method" or (fold and head == "finding")
+        table.add_column(head, justify=justify, no_wrap=not folds, overflow="fold")
     for row in rows:
         words = cells(row)
-        table.add_row(*(words[head] for head in heads))
+        table.add_row(*(Text(words[head]) for head in heads))
     return table
 
 

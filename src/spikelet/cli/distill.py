@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from spikelet.cli.runs import (
     resolve_model,
 )
 from spikelet.errors import UserError, unknown
-from spikelet.recipe import METHODS, MODELS, Recipe, Spec, default_recipe
+from spikelet.recipe import METHODS, MODELS, Recipe, Spec, default_recipe, terms_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,6 +66,9 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
         raise UserError("--width", "the student is made from the teacher's run", "add --model")
     recipe = default_recipe("distill", data, options.method, teacher=teacher, model=model)
     recipe = overridden(recipe, [*leaves_of(options), *leaves])
+    added = [name for name in recipe.terms if name not in terms_of(options.method)]
+    if added:  # not the method any more, least of all the control `none`
+        recipe = dataclasses.replace(recipe, method="+".join([options.method, *added]))
     _require_weights(recipe.teacher or {})
     return recipe
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import math
 import re
@@ -239,8 +240,9 @@ def grown(stored: Grid, asked: Grid, out: Path) -> Grid:
             what = f"the comparison in {out} was begun with {json.dumps(then)}"
             fix = "keep that value, or name another folder"
             raise UserError(f"{each.name} = {json.dumps(now)}", what, fix)
-    for name in ("methods", "steps"):
-        missing = [each for each in getattr(stored, name) if each not in getattr(asked, name)]
+    known = [method for method in stored.methods if method in asked.methods or _begun(out, method)]
+    for name, parts in (("methods", known), ("steps", stored.steps)):
+        missing = [each for each in parts if each not in getattr(asked, name)]
         if missing:
             what = f"the comparison in {out} has {missing[0]} too"
             raise UserError(f"--{name}", what, "name it again; a comparison may only grow")
@@ -249,9 +251,14 @@ def grown(stored: Grid, asked: Grid, out: Path) -> Grid:
         raise UserError(f"--seeds {asked.seeds}", what, "give as many; a comparison may only grow")
     return dataclasses.replace(
         asked,
-        methods=(*stored.methods, *asked.methods),
+        methods=(*known, *asked.methods),
         steps=(*stored.steps, *asked.steps),
     )
+
+
+def _begun(out: Path, method: str) -> bool:
+    """Whether a comparison has a finished cell of a method."""
+    return any((out / "cells").glob(f"{glob.escape(folder_name(method))}-T*/results.json"))
 
 
 def _longer(recipe: Recipe, epochs: int) -> Recipe:

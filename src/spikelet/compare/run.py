@@ -21,8 +21,9 @@ from spikelet.compare.turns import Alone, Budget
 from spikelet.compare.work import Job
 from spikelet.compare.write import commits, findings, write, write_tables
 from spikelet.errors import UserError
-from spikelet.recipe import Spec
+from spikelet.recipe import EXECUTES, NEURONS, Spec, build
 from spikelet.train import Interrupted, read_recipe
+from spikelet.train.prepare import build_terms
 
 try:
     import fcntl
@@ -68,6 +69,7 @@ def compare(
     out, places = Path(out), list(devices or [None])  # type: ignore[list-item]
     budget = Budget(None if budget_minutes is None else 60 * budget_minutes)
     console = Console(stderr=True) if console is None else console
+    require_buildable(grid)
     grid = claimed(out, grid)
     workers = (
         Alone(places[0]) if jobs == 1 else Crew([places[i % len(places)] for i in range(jobs)])
@@ -81,6 +83,19 @@ def compare(
             raise Interrupted(resume_line(out), stop.code) from stop
         finally:
             workers.close()
+
+
+def require_buildable(grid: Grid) -> None:
+    """Raise for a method whose terms, neuron or executor cannot be made, before anything trains."""
+    for method in grid.methods:
+        recipe = grid.recipe(Cell(method, grid.steps[0], 0), grid.teacher)
+        try:
+            build_terms(recipe)
+            build("neuron", recipe.neuron, NEURONS)
+            build("execute", recipe.execute, EXECUTES)
+        except UserError as error:
+            where = f"--methods {method}: {error.argument}"
+            raise UserError(where, error.message, error.fix) from error
 
 
 def resume_line(out: Path) -> str:

@@ -126,7 +126,12 @@ def read_rows(run: Path) -> list[dict[str, Any]] | None:
     """The rows of a finished run; None of an unfinished one."""
     if not (run / RESULTS).exists():
         return None
-    return list(read_json(run / RESULTS)["rows"])
+    try:
+        return list(read_json(run / RESULTS)["rows"])
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{run / RESULTS}", "it cannot be read", "delete its folder to compute the cell again"
+        ) from error
 
 
 def died(job: Job, seconds: float, status: int | None) -> Outcome:

@@ -121,7 +121,10 @@ def select(argument: str, on: str | Sequence[str], pairs: Pairs) -> tuple[Pair, 
         near = difflib.get_close_matches(on, known, cutoff=0.5)
         if near and on not in known and on not in dict(pairs):
             raise unknown(argument, on, known)
-        if on.isdigit() and 1 <= int(on) <= len(pairs):
+        if on.isdigit():
+            if not 1 <= int(on) <= len(pairs):
+                what = f"there are {len(pairs)} matching places"
+                raise UserError(f"{argument} = {on!r}", what, f"give 1 to {len(pairs)}")
             return (pairs[int(on) - 1],)
         chosen = known.get(on)
         if chosen is None:

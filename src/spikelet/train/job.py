@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -154,7 +153,6 @@ def distill(
     torch.manual_seed(recipe.seed)
     images = calibration(dataset, recipe.calibrate, recipe.seed, place.device)
     taught = placed(copy.deepcopy(teacher.net) if recipe.joint else teacher.net, place.device)
-    teacher = dataclasses.replace(teacher, net=taught)
     student, description = make_student(recipe, dataset, teacher, images)
     placed(student, place.device)
     distiller = bind(recipe, dataset, student, taught, images)

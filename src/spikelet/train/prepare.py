@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def teacher_of(recipe: Recipe, out: Path, dataset: Dataset) -> Loaded:
             )
         net = assemble(description)
         loaded = Loaded(recipe, net.eval(), ANN, architecture(description), out)
+    _require_images(loaded.description, dataset)
     classes = loaded.description["classes"]
     if classes != len(dataset.classes):
         raise UserError(
@@ -74,6 +75,20 @@ def placed(net: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net
+
+
+def _require_images(description: Mapping[str, Any], dataset: Dataset) -> None:
+    """Raises where the images are not those that a teacher was trained on."""
+    theirs = (description["channels"], *description["size"])
+    ours = (dataset.channels, *dataset.size)
+    if theirs != ours:
+        shown = ["x".join(map(str, shape)) for shape in (theirs, ours)]
+        raise UserError(
+            "teacher",
+            f"it was made for images of {shown[0]} (channels, height, width), the data "
+            f"{dataset.name} has {shown[1]}",
+            "use a teacher that was trained on such images",
+        )
 
 
 def make_student(
@@ -103,7 +118,10 @@ def make_student(
 def estimated(
     recipe: Recipe, dataset: Dataset, student: nn.Module, device: torch.device
 ) -> Callable[[], None]:
-    """A function that gives a student's norms the statistics of the weights it has then."""
+    """A function that gives a student's norms the statistics of the weights it has then.
+
+    One that is not trained keeps those it was calibrated with.
+    """
     images = calibration(dataset, recipe.estimate, recipe.seed, device)
     batch = min(recipe.training.batch, len(images))
     whole = len(images) // batch * batch
@@ -115,7 +133,7 @@ def estimated(
         execute(net, encode(x, recipe.steps))
 
     def estimate() -> None:
-        if recipe.estimate and recipe.norm_kind != "frozen":
+        if recipe.estimate and recipe.training.epochs and recipe.norm_kind != "frozen":
             estimate_norms(student, images[:whole].split(batch), run)
 
     return estimate
