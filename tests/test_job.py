@@ -21,7 +21,7 @@ from spikelet.recipe import Recipe, Training, default_recipe
 from spikelet.train import load
 from spikelet.train.job import distill, load_data, teach
 from spikelet.train.load import teacher
-from spikelet.train.prepare import calibration
+from spikelet.train.prepare import ESTIMATING, calibration, training_batches
 from spikelet.train.running import encoder, encoding
 
 DATA = {"kind": "digits", "train": 200, "validation": 40}
@@ -62,8 +62,9 @@ def test_statistics_are_those_of_the_final_weights(
     run(taught, tmp_path / "run", dataset, recipe(estimate=100))
     net = load(tmp_path / "run").net
     before = copy.deepcopy(net.state_dict())
-    images = calibration(dataset, 100, 0, torch.device("cpu"))
-    estimate_norms(net, images.split(50), lambda n, x: bptt(n, x.expand(2, *x.shape)))
+    drawn = training_batches(recipe(), dataset, torch.device("cpu")).epoch(ESTIMATING)
+    images = [x for x, _ in drawn][:2]
+    estimate_norms(net, images, lambda n, x: bptt(n, x.expand(2, *x.shape)))
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-5, msg=name)
 

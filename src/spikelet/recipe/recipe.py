@@ -91,8 +91,9 @@ class Recipe:
     does so from a start that computes what conversion calibrated, "frozen" keeps the teacher's;
     "auto" is "frozen" for signed spikes, else "train".
 
-    `estimate` images give norms that train their statistics anew before each measurement; with 0
-    those are the running average of training. `joint` trains an ANN teacher along on the labels.
+    `estimate` augmented training images give norms that train their statistics anew before each
+    measurement; with 0 those are the running average of training. `joint` trains an ANN teacher
+    along on the labels.
 
     `augment` is None for the data set's own augmentations.
     """

@@ -21,7 +21,7 @@ from spikelet.distill import Distiller, freeze
 from spikelet.encode import Direct
 from spikelet.errors import UserError
 from spikelet.measure import accuracy, accuracy_over_steps, health
-from spikelet.recipe import AUGMENTS, DATA, EXECUTES, NEURONS, Recipe, build
+from spikelet.recipe import DATA, EXECUTES, NEURONS, Recipe, build
 from spikelet.train.fit import fit
 from spikelet.train.load import (
     ANN,
@@ -41,6 +41,7 @@ from spikelet.train.prepare import (
     make_student,
     placed,
     teacher_of,
+    training_batches,
 )
 from spikelet.train.run import card, digest, env, read_json, write_json, write_recipe
 from spikelet.train.running import encoder, runner, spiking, spiking_runner
@@ -267,11 +268,7 @@ def _train(
     estimate: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Trains; returns what that cost, and the test accuracy where validation was best."""
-    specs = [dict(spec) for spec in dataset.augment] if recipe.augment is None else recipe.augment
-    augment = [build(f"augment.{i}", spec, AUGMENTS) for i, spec in enumerate(specs)]
-    batches = Batches(
-        dataset.train, dataset, recipe.training.batch, augment, recipe.seed, place.device
-    )
+    batches = training_batches(recipe, dataset, place.device)
     held, best = dataset.validation, place.out / BEST_FILE
 
     def evaluate() -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from spikelet.convert import convert, settle_norms
-from spikelet.data import Dataset, normalise
+from spikelet.data import Batches, Dataset, normalise
 from spikelet.distill import Distiller
 from spikelet.errors import UserError
 from spikelet.norm import estimate_norms, freeze_norms
-from spikelet.recipe import EXECUTES, NEURONS, TERMS, Recipe, build
+from spikelet.recipe import AUGMENTS, EXECUTES, NEURONS, TERMS, Recipe, build
 from spikelet.terms import Term
 from spikelet.train.load import ANN, SNN, Loaded, architecture, assemble, describe, load
 from spikelet.train.running import encoder, encoding, runner
 
 ZOO_CLASSES = 1000
+ESTIMATING = -1  # an epoch that training never sees
 
 
 def calibration(dataset: Dataset, count: int, seed: int, device: torch.device) -> Tensor:
@@ -27,6 +29,13 @@ def calibration(dataset: Dataset, count: int, seed: int, device: torch.device) -
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(dataset.train), generator=generator)[: max(count, 2)]
     return normalise(dataset.train.images[chosen], dataset).to(device)
+
+
+def training_batches(recipe: Recipe, dataset: Dataset, device: torch.device) -> Batches:
+    """The training data in augmented batches, by the recipe's seed."""
+    specs = [dict(spec) for spec in dataset.augment] if recipe.augment is None else recipe.augment
+    augment = [build(f"augment.{i}", spec, AUGMENTS) for i, spec in enumerate(specs)]
+    return Batches(dataset.train, dataset, recipe.training.batch, augment, recipe.seed, device)
 
 
 def teacher_of(recipe: Recipe, out: Path, dataset: Dataset) -> Loaded:
@@ -120,11 +129,11 @@ def estimated(
 ) -> Callable[[], None]:
     """A function that gives a student's norms the statistics of the weights it has then.
 
-    One that is not trained keeps those it was calibrated with.
+    They are taken over augmented batches of the training data, as training's own were. A student
+    that is not trained keeps those it was calibrated with.
     """
-    images = calibration(dataset, recipe.estimate, recipe.seed, device)
-    batch = min(recipe.training.batch, len(images))
-    whole = len(images) // batch * batch
+    batches = training_batches(recipe, dataset, device)
+    count = min(-(-recipe.estimate // recipe.training.batch), len(batches))
     execute = runner(recipe)
 
     encode = encoder(recipe, dataset.mean, dataset.std)
@@ -134,7 +143,8 @@ def estimated(
 
     def estimate() -> None:
         if recipe.estimate and recipe.training.epochs and recipe.norm_kind != "frozen":
-            estimate_norms(student, images[:whole].split(batch), run)
+            drawn = itertools.islice(batches.epoch(ESTIMATING), count)
+            estimate_norms(student, (images for images, _ in drawn), run)
 
     return estimate
 
