@@ -70,6 +70,7 @@ class Distiller(nn.Module):
         self.terms = dict(terms)
         self.execute = execute
         self.encode = Direct() if encode is None else encode
+        self.draws = "generator" in inspect.signature(self.encode).parameters
         self._frozen: list[nn.Module] = []
         self.joint: nn.Module | None = teacher if joint else None
         if teacher is not None and not joint:
@@ -137,7 +138,7 @@ class Distiller(nn.Module):
         return after(self.teacher, path).eval()
 
     def _encoded(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        if "generator" in inspect.signature(self.encode).parameters:
+        if self.draws:
             encode: Callable[..., Tensor] = self.encode
             return encode(images, generator=generator)
         return self.encode(images)

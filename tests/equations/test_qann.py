@@ -14,7 +14,7 @@ from spikelet.encode import repeat
 from spikelet.errors import UserError
 from spikelet.execute import bptt, rate
 from spikelet.measure import answers_over_steps
-from spikelet.neuron import IF, LIF, scan
+from spikelet.neuron import IF, LIF
 from spikelet.quantise import levels, quantised
 
 
@@ -57,11 +57,11 @@ def test_the_first_layer_equals_the_spiking_one_under_direct_coding() -> None:
     first = next(path for path, m in net.named_modules() if isinstance(m, IF))
     same = quantised(net, x, [first]).taps[first].mean
     spiking = bptt(net, x, {first: ("mean", "current")}).taps[first]
-    inside = (spiking.current[0] < net.get_submodule(first).theta.reshape(-1, 1, 1)).all()
-    if inside:
-        torch.testing.assert_close(same, spiking.mean)
-    else:  # a current above theta leaves a rest that the neuron sends on within T
-        assert (same - spiking.mean).abs().max() <= float(net.get_submodule(first).theta.max())
+    theta = net.get_submodule(first).theta.reshape(-1, 1, 1)
+    inside = spiking.current[0] < theta  # above theta a rest is left, which is sent on later
+    assert float(inside.float().mean()) > 0.5
+    assert float(spiking.mean[inside].max()) > 0
+    torch.testing.assert_close(same[inside], spiking.mean[inside])
 
 
 def test_more_levels_come_nearer_to_the_network_without_quantisation() -> None:
@@ -105,4 +105,3 @@ def test_one_step_of_rate_is_one_level() -> None:
     net = student("stages", calibrated=True).eval()
     x = repeat(images("stages"), 1)
     torch.testing.assert_close(quantised(net, x).mean_logits, rate(net, x).mean_logits)
-    assert scan(IF(), x).spikes.max() <= 1

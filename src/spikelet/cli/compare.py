@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikelet.cli.distill import _data_of, _require_weights, teacher_spec
+from spikelet.cli.distill import data_of, require_weights, teacher_spec
 from spikelet.cli.leaves import Leaf, overridden
 from spikelet.cli.runs import data_spec, device_of, fresh, holds_run, leaves_of, model_spec
 from spikelet.errors import UserError
@@ -62,7 +62,7 @@ def _shared(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
     teacher = None if options.teacher is None else teacher_spec(options)
     if teacher is None and options.weights is not None:
         raise UserError("--weights", "they belong to a teacher", "add --teacher, a model's name")
-    data = data_spec(options, None if teacher is None else _data_of(teacher))
+    data = data_spec(options, None if teacher is None else data_of(teacher))
     width = options.width
     if teacher is not None and options.model is None:
         if width is not None and "run" in teacher:
@@ -77,7 +77,7 @@ def _shared(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
     recipe = default_recipe("distill", data, "none", teacher=teacher, model=model)
     recipe = overridden(recipe, leaves)
     if recipe.teacher is not None:
-        _require_weights(recipe.teacher)
+        require_weights(recipe.teacher)
     return recipe
 
 
@@ -211,9 +211,9 @@ def _say(console: Console, lines: Iterable[str]) -> None:
 
 def _missing(result: Mapping[str, Any]) -> Iterable[str]:
     """What failed and what is left, with the line that goes on."""
-    for each in result["failed"]:
-        name = f"{each['method']}, T = {each['steps']}, seed {each['seed']}"
-        yield f"failed: {name}: `{each['argument']}`: {each['message']}; {each['fix']}."
+    from spikelet.compare.write import failures
+
+    yield from failures(result)
     if result["remaining"]:
         yield f"{len(result['remaining'])} cells remain: {', '.join(result['remaining'])}"
     if result["resume"]:

@@ -58,7 +58,7 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
     if options.method not in METHODS:
         raise unknown("--method", options.method, METHODS)
     teacher = teacher_spec(options)
-    data = data_spec(options, _data_of(teacher))
+    data = data_spec(options, data_of(teacher))
     model = None
     if options.model is not None:
         model = model_spec(options.model, options.width, data["kind"])
@@ -69,11 +69,11 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
     added = [name for name in recipe.terms if name not in terms_of(options.method)]
     if added:  # not the method any more, least of all the control `none`
         recipe = dataclasses.replace(recipe, method="+".join([options.method, *added]))
-    _require_weights(recipe.teacher or {})
+    require_weights(recipe.teacher or {})
     return recipe
 
 
-def _data_of(teacher: Spec) -> Spec | None:
+def data_of(teacher: Spec) -> Spec | None:
     """The data that a teacher's run was trained on."""
     if "run" not in teacher:
         return None
@@ -82,7 +82,7 @@ def _data_of(teacher: Spec) -> Spec | None:
     return read_recipe(teacher["run"]).data
 
 
-def _require_weights(teacher: Spec) -> None:
+def require_weights(teacher: Spec) -> None:
     """A model of ours or of a zoo knows nothing without weights; a function may bring its own."""
     kind = teacher.get("kind", "")
     known = kind in MODELS or kind.startswith(("timm:", "torchvision:"))

@@ -76,7 +76,7 @@ def _rows(
         return [job.row(ANN, None, value, recipe.seed)]
     images = job.calibration(dataset, recipe.calibrate, recipe.seed, place)
     asked = steps or list(range(1, recipe.steps + 1))
-    return job.compare(recipe, dataset, teacher(loaded), net, asked, images)
+    return job.measured(recipe, dataset, teacher(loaded), net, asked, images)
 
 
 def _usual() -> str:

@@ -121,10 +121,15 @@ def _finding(row: Row) -> str:
     return "one seed: no interval" if row["difference"] is not None else ""
 
 
-def _unfinished(result: Mapping[str, Any]) -> Iterator[str]:
+def failures(result: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each cell that failed."""
     for each in result["failed"]:
         name = f"{each['method']}, T = {each['steps']}, seed {each['seed']}"
         yield f"failed: {name}: `{each['argument']}`: {each['message']}; {each['fix']}."
+
+
+def _unfinished(result: Mapping[str, Any]) -> Iterator[str]:
+    yield from failures(result)
     if result["remaining"]:
         yield f"not computed yet: {', '.join(result['remaining'])}."
 

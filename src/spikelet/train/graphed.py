@@ -5,7 +5,6 @@ Narrow networks at few time steps are bound by the launching of kernels, not by 
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, final
 
 import torch
@@ -94,6 +93,5 @@ def _require_fixed(distiller: Any) -> None:
         if not getattr(term, "fixed", True):
             what = f"term {name!r} is another computation at each step"
             raise UserError("graph = True", what, "leave it out")
-    encode = getattr(distiller, "encode", None)
-    if encode is not None and "generator" in inspect.signature(encode).parameters:
+    if getattr(distiller, "draws", False):
         raise UserError("graph = True", "the encoder draws at each step", "leave it out")

@@ -46,8 +46,7 @@ from spikelet.train.prepare import (
 from spikelet.train.run import card, digest, env, read_json, write_json, write_recipe
 from spikelet.train.running import encoder, runner, spiking, spiking_runner
 
-EVALUATION_BATCH = {"cpu": 250}
-ACCELERATED_BATCH = 1000
+EVALUATION_BATCH, ACCELERATED_BATCH = 250, 1000
 HEALTH_IMAGES = 250
 BEST_FILE = "selected.safetensors"
 
@@ -59,7 +58,7 @@ def load_data(recipe: Recipe) -> Dataset:
 
 def evaluation(split: Split, dataset: Dataset, device: torch.device) -> Iterator[Any]:
     """Batches (images, labels) of a split in its own order."""
-    batch = EVALUATION_BATCH.get(device.type, ACCELERATED_BATCH)
+    batch = EVALUATION_BATCH if device.type == "cpu" else ACCELERATED_BATCH
     batches = Batches(split, dataset, batch, shuffle=False, device=device)
     return batches.epoch(0)
 
@@ -173,7 +172,7 @@ def distill(
 
     more: dict[str, Any] = {}
     if recipe.method != "convert":
-        estimate = estimated(recipe, dataset, student, place.device)
+        estimate = estimated(recipe, dataset, student)
         more = _train(recipe, place, dataset, distiller, score, layers, estimate)
     save_weights(place.out / TEACHER_FILE, taught)
     more["rate"] = _mean_rate(layers()) if spiking(recipe) else None
@@ -186,7 +185,7 @@ def distill(
     return _close(recipe, place, dataset, student, rows, lineage)
 
 
-def compare(
+def measured(
     recipe: Recipe,
     dataset: Dataset,
     teacher: Loaded,
@@ -265,14 +264,14 @@ def _train(
     distiller: Distiller,
     score: Callable[[Split], float],
     layers: Any,
-    estimate: Callable[[], None] = lambda: None,
+    estimate: Callable[[Batches], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Trains; returns what that cost, and the test accuracy where validation was best."""
     batches = training_batches(recipe, dataset, place.device)
     held, best = dataset.validation, place.out / BEST_FILE
 
     def evaluate() -> dict[str, float]:
-        estimate()
+        estimate(batches)
         if held is None:
             return {}
         value = score(held)
@@ -295,7 +294,6 @@ def _train(
         console=place.console,
     )
     cost = {"seconds": sum(h["seconds"] for h in history), "peak_mib": _peak(place.device)}
-    estimate()
     if held is None or not best.exists():
         return cost
     last = {k: v.detach().clone() for k, v in distiller.student.state_dict().items()}

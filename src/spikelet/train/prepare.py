@@ -124,25 +124,20 @@ def make_student(
     return student, description | {"neuron": recipe.neuron, "norm": recipe.norm_kind}
 
 
-def estimated(
-    recipe: Recipe, dataset: Dataset, student: nn.Module, device: torch.device
-) -> Callable[[], None]:
+def estimated(recipe: Recipe, dataset: Dataset, student: nn.Module) -> Callable[[Batches], None]:
     """A function that gives a student's norms the statistics of the weights it has then.
 
-    They are taken over augmented batches of the training data, as training's own were. A student
-    that is not trained keeps those it was calibrated with.
+    They are taken over augmented batches of the training data, as training's own were.
     """
-    batches = training_batches(recipe, dataset, device)
-    count = min(-(-recipe.estimate // recipe.training.batch), len(batches))
     execute = runner(recipe)
-
     encode = encoder(recipe, dataset.mean, dataset.std)
 
     def run(net: nn.Module, x: Tensor) -> None:
         execute(net, encode(x, recipe.steps))
 
-    def estimate() -> None:
-        if recipe.estimate and recipe.training.epochs and recipe.norm_kind != "frozen":
+    def estimate(batches: Batches) -> None:
+        if recipe.estimate and recipe.norm_kind != "frozen":
+            count = -(-recipe.estimate // recipe.training.batch)
             drawn = itertools.islice(batches.epoch(ESTIMATING), count)
             estimate_norms(student, (images for images, _ in drawn), run)
 

@@ -26,7 +26,8 @@ def encoding(
 
 def encoder(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Encode:
     """The encoder of a recipe as a function of (images, T)."""
-    return lambda images, steps: encoding(recipe, mean, std, steps)(images)
+    made = functools.cache(functools.partial(encoding, recipe, mean, std))
+    return lambda images, steps: made(steps)(images)
 
 
 def runner(recipe: Recipe) -> Execute:
