@@ -152,8 +152,9 @@ def test_missing_corrupt_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint = .*damaged"):
         load_state(tmp_path / "run")
     tensors.unlink()
-    with pytest.raises(UserError, match=r"checkpoint = .*no such file"):
+    with pytest.raises(UserError, match=r"checkpoint = .*no such file") as raised:
         load_state(tmp_path / "run")
+    assert f"delete the folder {tmp_path / 'run'}" in raised.value.fix
 
 
 @pytest.mark.parametrize(
@@ -163,12 +164,16 @@ def test_missing_corrupt_and_foreign_files_are_named(tmp_path: Path) -> None:
         ("[]", "no checkpoint of spikelet"),
         (json.dumps({"format": "other"}), "no checkpoint of spikelet"),
         (json.dumps({"format": checkpoint.FORMAT}), "damaged"),
+        (json.dumps({"format": checkpoint.FORMAT, "tensors": "t", "state": [1]}), "damaged"),
     ],
 )
 def test_foreign_state_is_refused(tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "state.json").write_text(content)
-    with pytest.raises(UserError, match=says):
+    save_weights(tmp_path / "t", {"x": torch.zeros(1)})
+    with pytest.raises(UserError, match=says) as raised:
         load_state(tmp_path)
+    assert str(tmp_path / "state.json") in raised.value.argument
+    assert f"delete the folder {tmp_path}" in raised.value.fix
 
 
 def test_weights_of_another_model_are_refused_by_name() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +18,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed: no digits")
 
 from spikelet.cli import main
 from spikelet.cli.leaves import Leaf, overridden, split
+from spikelet.cli.output import accuracy_table
+from spikelet.cli.typed import told
 from spikelet.data import Dataset, Split, digits
 from spikelet.errors import UserError
 from spikelet.recipe import METHODS, Recipe, default_recipe
@@ -171,7 +176,7 @@ def test_measure_repeats_the_results(student: Path, capfd: pytest.CaptureFixture
     out, err = capfd.readouterr()
     assert err == ""
     stored = json.loads((student / "results.json").read_text())["rows"]
-    kept = [{name: row[name] for name in ROW} for row in stored]
+    kept = [{name: row[name] for name in (*ROW, "kind") if name in row} for row in stored]
     assert only_object(out)["rows"] == kept
 
 
@@ -328,6 +333,213 @@ def test_mistake_is_one_sentence(
     assert err.startswith("spikelet: ")
     assert not out.exists()
     assert before == sorted(path.name for path in teacher.iterdir())
+
+
+TEACH = ["teach", "--data", "digits", "--model", "small-cnn", "--out", "OUT"]
+DISTILL = ["distill", "--teacher", "TEACHER", "--method", "logits", "--out", "OUT"]
+TYPED = [
+    (TEACH, "--epochs -1"),
+    (TEACH, "--width 0"),
+    (TEACH, "--model.width=-1"),
+    (TEACH, "--learning-rate 0"),
+    (TEACH, "--data.train 0"),
+    (DISTILL, "--steps 0"),
+    (DISTILL, "--epochs -1"),
+    (DISTILL, "--batch=0"),
+    (DISTILL, "--learning-rate -1"),
+    (DISTILL, "--learning-rate nan"),
+    (DISTILL, "--calibrate 0"),
+    (DISTILL, "--estimate -1"),
+    (DISTILL, "--seed -1"),
+    (DISTILL, "--seed 99999999999999999999"),
+    (DISTILL, "--norm never"),
+    (DISTILL, "--training.weight-decay -1"),
+    (DISTILL, "--training.clip much"),
+    (DISTILL, "--encode.steps 3"),
+    (GRID, "--steps 2 0"),
+    (GRID, "--seeds 0"),
+    (GRID, "--epochs -1"),
+    (GRID, "--width 0"),
+    (GRID, "--validation -1"),
+    (GRID, "--calibrate 1"),
+    (GRID, "--neuron.threshold 0"),
+    (GRID, "--terms.logits.tau 0"),
+    (["demo", "--out", "OUT"], "--seeds 0"),
+    (["demo", "--out", "OUT"], "--epochs 0"),
+    (["demo", "--out", "OUT"], "--steps 0"),
+]
+
+
+@pytest.mark.parametrize(("words", "flag"), TYPED)
+def test_bad_value_is_told_by_the_flag_as_typed(
+    words: list[str],
+    flag: str,
+    teacher: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    places = {"TEACHER": str(teacher), "OUT": str(tmp_path / "out")}
+    assert main([*(places.get(word, word) for word in words), *flag.split(), "--json"]) == 2
+    error = only_object(capfd.readouterr().out)["error"]
+    name, _, value = flag.partition(" ")
+    asked_by_parser = error["argument"] == name and value in error["message"]
+    assert error["argument"] == flag or asked_by_parser or name == "--encode.steps"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "typed", "expected"),
+    [
+        ("steps = 0", "--steps 0", "--steps 0"),
+        ("learning_rate = 1e+30", "--learning-rate 1e30", "--learning-rate 1e30"),
+        ("clip = 0.0", "--training.clip=0", "--training.clip=0"),
+        ("steps = 0", "--steps 3 --steps 0", "--steps 0"),
+        ("--methods none: threshold = 0", "--neuron.threshold 0", "--neuron.threshold 0"),
+        ("neuron.threshold.float = 'x'", "--neuron.threshold x", "--neuron.threshold x"),
+        ("--tune-rates 0.0", "--tune-rates 0.1 0", "--tune-rates 0"),
+        ("download=True", "--download --seed 3", "--download"),
+        ("run = /somewhere/run", "--teacher /somewhere/run", "--teacher /somewhere/run"),
+        # given by no flag, or by one with another value, or in a file, or to another network
+        ("learning_rate = 0.1", "--steps 4", None),
+        ("learning_rate = 0.1", "--learning-rate 0.2", None),
+        ("steps = 0", "--teacher.steps 0 --steps 4", "--teacher.steps 0"),
+        ("--methods logits[training.clip=0]: clip = 0", "--training.clip 2", None),
+        ("runs/a/recipe.json: steps = 0", "--steps 0", None),
+        ("teacher: learning_rate = 0.2", "--learning-rate 0.2", None),
+        ("--width", "--width 8", None),
+    ],
+)
+def test_flag_of_a_field(argument: str, typed: str, expected: str | None) -> None:
+    error = told(UserError(argument, "what", "fix"), ["distill", *typed.split()])
+    assert error.argument == (argument if expected is None else expected)
+    assert (error.message, error.fix) == ("what", "fix")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The table of rows as text."""
+    console = Console(record=True, width=100, file=io.StringIO())
+    console.print(accuracy_table(rows))
+    return console.export_text()
+
+
+def test_table_names_what_teaches() -> None:
+    common = {"std": None, "n": 1, "seed": 0, "split": "test"}
+    given = {"method": "teacher", "steps": None, "accuracy": 0.5, "kind": "ann", **common}
+    student = {"method": "logits", "steps": 2, "accuracy": 0.25, **common}
+    assert "ANN" in table([given, student])
+    spiking = table([{**given, "kind": "snn, T = 2"}, student])
+    assert "ANN" not in spiking and "teacher (spiking, T = 2)" in spiking
+    noted = {**given, "note": "given, before joint training"}
+    both = table([noted, {**student, "accuracy_teacher": 0.75}])
+    assert "teacher (given, before joint training) │ 50.00" in both
+    assert "teacher (after joint training)         │ 75.00" in both
+
+
+DAMAGE = {
+    "results, nothing": ("results.json", "", "resume"),
+    "results, null": ("results.json", "null", "resume"),
+    "results, no rows": ("results.json", '{"rows": 7}', "resume"),
+    "results, other rows": ("results.json", '{"rows": [{"method": "x"}]}', "resume"),
+    "recipe": ("recipe.json", '{"task": "dist', "measure"),
+    "model, nothing": ("model.json", "", "measure"),
+    "model, null": ("model.json", "null", "measure"),
+    "model, a field": ("model.json", '{"kind": "small-cnn", "classes": "x"}', "measure"),
+    "teacher": ("teacher.json", "[]", "measure"),
+    "weights": ("model.safetensors", "PK garbage", "measure"),
+    "card": ("card.json", "[]", "measure"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_file_of_a_run_is_named(
+    name: str, student: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file, content, command = DAMAGE[name]
+    run = tmp_path / "run"
+    shutil.copytree(student, run)
+    (run / file).write_text(content)
+    words = ["measure", run] if command == "measure" else ["distill", "--resume", run]
+    said = sentence(capfd, *words, "--quiet")
+    assert str(run / file) in said
+    assert "new folder" in said or "delete it and resume" in said or "make it again" in said
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "teacher.safetensors"])
+def test_weights_that_changed_are_not_measured(
+    file: str, student: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One bit of a weight: the file is read without complaint, its digest is another."""
+    run = tmp_path / "run"
+    shutil.copytree(student, run)
+    content = bytearray((run / file).read_bytes())
+    content[-3] ^= 0x40
+    (run / file).write_bytes(content)
+    assert "sha256 differs" in sentence(capfd, "measure", run, "--quiet")
+
+
+def test_weights_that_are_gone_come_back_from_the_checkpoint(
+    student: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(student, run)
+    before = json.loads((run / "results.json").read_text())["rows"]
+    (run / "model.safetensors").unlink()
+    said = sentence(capfd, "measure", run, "--quiet")
+    assert f"delete {run / 'results.json'}" in said and "--resume" in said
+    (run / "results.json").unlink()
+    assert quiet("distill", "--resume", str(run)) == 0
+    after = json.loads((run / "results.json").read_text())["rows"]
+    assert [row["accuracy"] for row in after] == [row["accuracy"] for row in before]
+    assert (run / "model.safetensors").read_bytes() == (student / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.json", ""),
+        ("state.json", '{"format": "spikelet.state", "tensors": 7, "state": {}}'),
+        ("TENSORS", "garbage"),
+        ("STATE", "{}"),
+        ("STATE", "null"),
+    ],
+)
+def test_damaged_checkpoint_is_named(
+    file: str, content: str, student: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(student, run)
+    (run / "results.json").unlink()
+    folder = run / "checkpoint"
+    if file == "STATE":
+        stored = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps({**stored, "state": json.loads(content)}))
+    else:
+        path = next(folder.glob("*.safetensors")) if file == "TENSORS" else folder / file
+        path.write_text(content)
+    said = sentence(capfd, "distill", "--resume", run, "--quiet")
+    assert str(folder) in said and f"delete the folder {folder}" in said
+
+
+def test_lost_checkpoint_is_told_and_lost_selection_not_invented(
+    student: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(student, run)
+    (run / "results.json").unlink()
+    (run / "selected.safetensors").unlink()
+    assert main(["distill", "--resume", str(run), "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert "training begins" not in err
+    assert "accuracy_selected" not in only_object(out)["rows"][-1]
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "checkpoint")
+    assert main(["distill", "--resume", str(run), "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert "training begins from its start" in err
+    stored = json.loads((student / "results.json").read_text())["rows"][-1]
+    again = only_object(out)["rows"][-1]
+    for key in ("accuracy", "accuracy_selected", "epoch_selected"):
+        assert again[key] == stored[key]
 
 
 def sentence(capfd: pytest.CaptureFixture[str], *words: str | Path) -> str:

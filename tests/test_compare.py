@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,14 +30,15 @@ from spikelet.cli import main
 from spikelet.compare import CONTROLS, TUNING_SEED, Cell, Grid, compare, work
 from spikelet.compare import run as run_module
 from spikelet.compare.grid import recipe_of, stored_grid
+from spikelet.compare.notes import notes
 from spikelet.compare.table import mean_rows, seed_rows
-from spikelet.compare.tune import candidates, learning_rates, multipliers
+from spikelet.compare.tune import candidates, chosen, learning_rates, multipliers
 from spikelet.compare.work import Job
 from spikelet.compare.write import findings, over_seeds
 from spikelet.data import Dataset, digits
 from spikelet.errors import UserError
 from spikelet.recipe import METHODS, default_recipe
-from spikelet.report import grid_page
+from spikelet.report import at, grid_page
 from spikelet.terms import Step, Term
 from spikelet.train import Interrupted, read_recipe
 from spikelet.train.job import teach
@@ -163,6 +166,37 @@ def test_way_of_gradients_is_kept_by_methods_that_need_theirs() -> None:
     }
     neurons = {method: recipe.neuron["kind"] for method, recipe in found.items()}
     assert neurons == dict.fromkeys(found, "LIF") | {"qann": "IF"}
+    (said,) = notes(grid)
+    assert said.startswith("qann stays") and "neuron.kind = LIF" in said
+
+
+def test_a_quantised_network_takes_what_integrate_and_fire_has() -> None:
+    common = {"neuron.threshold": 2.0, "neuron.kind": "IF"}
+    grid = Grid(DATA, overrides=common)
+    assert grid.recipe(Cell("qann", 2, 0)).neuron == {"kind": "IF", "threshold": 2.0}
+    assert notes(grid) == []
+    grid = Grid(DATA, overrides={**common, "neuron.signed": True})
+    assert grid.recipe(Cell("qann", 2, 0)).neuron == {"kind": "IF", "threshold": 2.0}
+    (said,) = notes(grid)
+    assert "neuron.signed = True" in said and "threshold" not in said
+
+
+def test_notes_are_told_at_the_start_and_stay_with_the_table(
+    teacher: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", "--data", DATA["kind"], "--teacher", teacher["run"], "--methods", "logits"]
+    words += ["--neuron", "PLIF", "--joint", "true", "--budget-minutes", "0", "--epochs", "0"]
+    assert main([*words, "--out", str(tmp_path / "out"), "--json"]) == 0
+    printed, err = capfd.readouterr()
+    said = json.loads(printed)["notes"]
+    assert err.splitlines()[: len(said)] == [f"note: {each}" for each in said]
+    assert "neuron.kind = PLIF" in said[0] and "before joint training" in said[1]
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert stored["notes"] == said
+    for name in ("table.md", "report.html"):
+        text = html.unescape((tmp_path / "out" / name).read_text())
+        text = text.replace("\N{NO-BREAK SPACE}", " ")
+        assert all(each in text for each in said)
 
 
 @pytest.mark.parametrize(
@@ -352,14 +386,24 @@ def test_spiking_teacher_of_another_architecture(done: dict[str, Any], tmp_path:
     """Its students are trained from fresh weights; it has no conversion."""
     run = cell(done, "none", 2, 0)
     model = {"kind": "small-cnn", "width": 6}
-    grid = Grid(DATA, ("logits",), (1,), 1, {"run": str(run)}, model, **TINY)
+    grid = Grid(DATA, ("logits",), (1, 2), 1, {"run": str(run)}, model, **TINY)
     result = go(grid, tmp_path / "out")
     found = {row["method"]: row for row in result["rows"]}
     assert found.keys() == {"teacher", "none", "qann", "logits"} and not result["failed"]
     stored = json.loads((run / "results.json").read_text())["rows"]
-    (own,) = (row for row in stored if (row["method"], row["steps"]) == ("none", 1))
-    assert found["teacher"]["accuracy"] == own["accuracy"]
-    assert found["teacher"]["kind"] == "snn, T = 1"
+    own = {row["steps"]: row["accuracy"] for row in stored if row["method"] == "none"}
+    taught = {row["kind"]: row for row in result["rows"] if row["method"] == "teacher"}
+    assert {kind: row["accuracy"] for kind, row in taught.items()} == {
+        "snn, T = 1": own[1],
+        "snn, T = 2": own[2],
+    }
+    for steps in (1, 2):
+        shown = at(steps, over_seeds(result["rows"]))
+        assert [row["accuracy"] for row in shown if row["steps"] is None] == [own[steps]]
+    text = (tmp_path / "out" / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert "<small>spiking, T = 1</small>" in text and "ordinary network" not in text
+    assert "| teacher (spiking, T = 2) | 2 |" in (tmp_path / "out" / "table.md").read_text()
+    assert any("spiking teacher at T = 2 answers" in each for each in result["findings"])
     student = load(tmp_path / "out" / "cells" / "logits-T1-seed0")
     assert student.description["width"] == 6
 
@@ -408,7 +452,10 @@ def accuracies(result: dict[str, Any]) -> dict[Any, float]:
         ({"methods": ()}, "logits too"),
         ({"steps": (2,)}, "1 too"),
         ({"seeds": 1}, "has 2"),
-        ({"overrides": {**PLAIN, "training.clip": 9.0}}, "overrides"),
+        ({"overrides": {**PLAIN, "training.clip": 9.0}}, "training.clip = 9.0"),
+        ({"overrides": {"calibrate": 16, "estimate": 40}}, "`execute.fuse`: the comparison"),
+        ({"data": {**DATA, "validation": 3}}, "data.validation = 3"),
+        ({"model": {"kind": "small-cnn"}}, 'model.kind = "small-cnn"'),
     ],
 )
 def test_grid_only_grows(
@@ -416,7 +463,7 @@ def test_grid_only_grows(
 ) -> None:
     asked = {"methods": ("logits",), "steps": (2, 1), "seeds": 2, **fields}
     with pytest.raises(UserError) as raised:
-        go(tiny(teacher, **asked), Path(done["run"]))
+        go(dataclasses.replace(tiny(teacher), **asked), Path(done["run"]))
     assert said in str(raised.value)
     assert stored_grid(Path(done["run"])).seeds == 2
 
@@ -524,6 +571,55 @@ def test_cell_killed_before_its_first_checkpoint_begins_anew(
     assert not go(tiny(teacher), out)["failed"]
     after = json.loads((run / "results.json").read_text())["rows"]
     assert [row["accuracy"] for row in before] == [row["accuracy"] for row in after]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "fix"),
+    [
+        ("cells/none-T2-seed0/results.json", "{", "delete its folder"),
+        ("cells/none-T2-seed0/results.json", '{"rows": []}', "delete its folder"),
+        ("cells/none-T2-seed0/card.json", "null", "delete its folder"),
+        ("cells/none-T2-seed0/env.json", "[]", "delete its folder"),
+        ("cells/none-T2-seed0/recipe.json", "", "delete its folder"),
+        ("compare.json", '{"grid": 7}', "new folder"),
+        ("compare.json", "", "new folder"),
+    ],
+)
+def test_damaged_file_of_a_grid_is_named(
+    done: dict[str, Any],
+    file: str,
+    content: str,
+    fix: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done["run"], out)
+    (out / file).write_text(content)
+    assert main(["compare", "--resume", str(out), "--quiet"]) == 2
+    said = capfd.readouterr().err
+    assert str(out / file) in said and fix in said and "Traceback" not in said
+
+
+def test_cell_whose_row_is_missing_is_named(done: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done["run"], out)
+    file = out / "cells" / "none-T2-seed0" / "results.json"
+    results = json.loads(file.read_text())
+    rows = [row for row in results["rows"] if row["method"] != "none" or row["steps"] != 2]
+    rows = rows or [{**results["rows"][0], "method": "another"}]
+    file.write_text(json.dumps({**results, "rows": rows}))
+    with pytest.raises(UserError, match="no row of none at T = 2"):
+        go(stored_grid(out), out)
+
+
+def test_damaged_tuning_is_named(tmp_path: Path) -> None:
+    grid = Grid(DATA, tune=2)
+    for content in ("", "null", '{"chosen": 7}', '{"chosen": {"none": {"weight": "x"}}}'):
+        (tmp_path / "tuned.json").write_text(content)
+        with pytest.raises(UserError, match="delete it and resume") as raised:
+            chosen(grid, tmp_path, {})
+        assert str(tmp_path / "tuned.json") in str(raised.value)
 
 
 # ---- failures -----------------------------------------------------------------------------
@@ -710,6 +806,7 @@ def test_a_variant_is_a_method_with_settings_of_its_own() -> None:
         ("hybrid[on]", "leaf=value"),
         ("hybrid[hybrid.on=1", "leaf=value"),
         ("logits[hybrid.on=1]", "hybrid"),
+        ("logits[training.clip=0]", r"--methods logits\[training.clip=0\]: clip = 0"),
         ("qann[execute.fuse=False]", "no leaf"),
         ("hybrid[steps=3]", "the grid sets it"),
     ],
@@ -755,8 +852,9 @@ def test_names_of_variants_are_shown_whole() -> None:
     costs = {"verdict": "no difference shown", "rate": 0.2, "seconds": 1.0, "peak_mib": 2.0}
     row = {"method": name, **common, **numbers, **costs}
     result = {"rows": [row], "findings": [], "failed": [], "remaining": [], "files": []}
+    result["notes"] = ["a [note]"]
     console = Console(width=100, file=io.StringIO(), record=True, force_terminal=False)
     show(console, {**result, "resume": None})
     text = console.export_text().replace("\n", "")
     assert "-13.48 to +22.12" in text
-    assert "hybrid[hybrid" in text
+    assert "hybrid[hybrid" in text and "note: a [note]" in text

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikelet.data import Dataset
+from spikelet.data import Dataset, normalise
 from spikelet.encode import Poisson
 from spikelet.errors import UserError
 from spikelet.execute import bptt
@@ -22,6 +22,7 @@ from spikelet.train import load
 from spikelet.train.job import distill, load_data, teach
 from spikelet.train.load import teacher
 from spikelet.train.prepare import ESTIMATING, calibration, training_batches
+from spikelet.train.rows import measured
 from spikelet.train.running import encoder, encoding
 
 DATA = {"kind": "digits", "train": 200, "validation": 40}
@@ -87,8 +88,10 @@ def test_rows(taught: Path, tmp_path: Path, dataset: Dataset) -> None:
     names = [(row["method"], row["steps"]) for row in rows]
     untrained = [("convert", 1), ("convert", 2)]
     assert names == [("teacher", None), *untrained, ("logits", 1), ("logits", 2)]
+    assert rows[0]["kind"] == "ann" and not any("note" in row for row in rows)
     last = rows[-1]
     assert last["seconds"] > 0
+    assert "accuracy_teacher" not in last
     assert last["peak_mib"] > 0
     assert 0 < last["rate"] < 1
     assert 0 <= last["accuracy_validation"] <= 1
@@ -130,16 +133,36 @@ def test_a_spiking_teacher_needs_a_student_of_its_own(
         ("distilling-spikes", 1),
         ("distilling-spikes", 2),
     ]
+    assert rows[0]["kind"] == "snn, T = 2" and "note" not in rows[0]
     assistant = load(tmp_path / "assistant").recipe
     assert assistant.method == "none"
 
 
 def test_a_joint_teacher_learns(taught: Path, tmp_path: Path, dataset: Dataset) -> None:
-    run(taught, tmp_path / "run", dataset, recipe("logits", joint=True))
+    rows = run(taught, tmp_path / "run", dataset, recipe("logits", joint=True))["rows"]
     before, after = load(taught).net, load(tmp_path / "run")
     kept = teacher(after).net.state_dict()
     changed = [n for n, v in before.state_dict().items() if not torch.equal(v, kept[n])]
     assert any(name.endswith("weight") for name in changed)
+    both = [accuracy_of(net, dataset) for net in (before, teacher(after).net)]
+    assert (rows[0]["accuracy"], rows[-1]["accuracy_teacher"]) == tuple(both)
+    assert both[0] != both[1]
+    assert rows[0]["note"] == "given, before joint training"
+    images = calibration(dataset, 32, 0, torch.device("cpu"))
+    found = measured(after.recipe, dataset, teacher(after), after.net, [2], images)
+    assert [(row["method"], row.get("note")) for row in found] == [
+        ("teacher", "after joint training"),
+        ("convert", "of the teacher after joint training"),
+        ("logits", None),
+    ]
+    assert found[0]["accuracy"] == both[1]
+
+
+def accuracy_of(net: torch.nn.Module, dataset: Dataset) -> float:
+    """The share of test images that an ANN answers correctly, in one batch."""
+    images, labels = normalise(dataset.test.images, dataset), dataset.test.labels
+    with torch.no_grad():
+        return float((net(images).argmax(1) == labels).double().mean())
 
 
 @pytest.mark.parametrize("kind", ["poisson", "latency"])

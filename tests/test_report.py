@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from spikelet.errors import UserError
-from spikelet.report import Example, comparison, hardware, page, sentences, verdict
+from spikelet.report import Example, at, comparison, hardware, named, page, sentences, verdict
+from spikelet.report.charts import dots_chart
 from spikelet.report.page import picture
 
 pytest.importorskip("jinja2")
@@ -183,6 +184,7 @@ def test_picture_refuses_other_tensors() -> None:
         (-0.1, 0.2, "no difference shown"),
         (0.0, 0.2, "no difference shown"),
         (0.0, 0.0, "no difference shown"),
+        (0.1, 0.1, "no difference shown"),
     ],
 )
 def test_verdict_needs_an_interval_without_zero(low: float, high: float, expected: str) -> None:
@@ -198,6 +200,37 @@ def test_sentences_say_what_is_shown_and_what_is_not() -> None:
     )
     assert "better at T = 1 (+2.0 points" in said[2] and "no difference shown at T = 2" in said[2]
     assert said[3].startswith("Against convert, hybrid: worse at T = 1")
+
+
+def test_spiking_teacher_is_called_one() -> None:
+    """Never an ANN, and in the part of its own T alone."""
+    taught = [{**row("teacher", None, 0.5 + t / 100), "kind": f"snn, T = {t}"} for t in (1, 2)]
+    still = {**row("teacher", None, 0.9), "kind": "ann"}
+    assert [named(each) for each in (*taught, still, row("none", 1, 0.5))] == [
+        "teacher (spiking, T = 1)",
+        "teacher (spiking, T = 2)",
+        "teacher",
+        "none",
+    ]
+    noted = {**taught[0], "note": "after joint training"}
+    assert named(noted) == "teacher (spiking, T = 1, after joint training)"
+    students = [row("none", t, 0.5) for t in (1, 2)]
+    assert at(2, [*taught, *students]) == [taught[1], students[1]]
+    assert at(2, [still, *students]) == [still, students[1]]
+    assert "a spiking network at T = 1, answers" in sentences(taught, [], "none")[0]
+    words = " ".join(Reader(page([taught[0], *students], title="t", default="none")).words)
+    assert "ordinary network" not in words and "without time steps" not in words
+    assert "teacher (spiking, T\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}1)" in words
+    words = " ".join(Reader(page([still, *students], title="t", default="none")).words)
+    assert "ordinary network" in words and "without time steps" in words
+
+
+def test_bars_of_accuracy_end_with_its_scale() -> None:
+    """An interval of two seeds may go beyond 100 %; the axis does not."""
+    dots = [{"name": "none", "value": 0.9, "half": 3.0, "filled": True}]
+    drawn = [dots_chart("a", dots, within=within) for within in (None, (0, 100))]
+    ticks = [[float(x) for x in re.findall(r">(\d+)</text>", text)] for text in drawn]
+    assert max(ticks[0]) > 100 and max(ticks[1]) == 100
 
 
 def test_one_run_claims_no_difference() -> None:

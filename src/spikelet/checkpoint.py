@@ -100,13 +100,16 @@ def load_state(folder: Path | str) -> dict[str, Any]:
         raise _unreadable(path, "checkpoint", error) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UserError(
-            f"checkpoint = {folder}", "this is no checkpoint of spikelet", "give the run's folder"
+            f"checkpoint = {path}", "this is no checkpoint of spikelet", _mended("checkpoint", path)
         )
     try:
         tensors = _load_tensors(Path(folder) / document["tensors"], "checkpoint")
-        return _decode(document["state"], tensors)
+        state = _decode(document["state"], tensors)
     except (KeyError, TypeError) as error:
         raise _unreadable(path, "checkpoint", error) from error
+    if not isinstance(state, dict):
+        raise _unreadable(path, "checkpoint", TypeError("its state is no object"))
+    return state
 
 
 def generator_states(generators: Mapping[str, torch.Generator]) -> dict[str, Tensor]:
@@ -226,10 +229,19 @@ def _current_file(folder: Path) -> str | None:
 
 def _require_file(path: Path, argument: str) -> None:
     if not path.is_file():
-        raise UserError(f"{argument} = {path}", "there is no such file", "check the path")
+        fix = "check the path" if argument != "checkpoint" else _mended(argument, path)
+        raise UserError(f"{argument} = {path}", "there is no such file", fix)
 
 
 def _unreadable(path: Path, argument: str, error: Exception) -> UserError:
     return UserError(
-        f"{argument} = {path}", f"the file is damaged or foreign ({error})", "give another file"
+        f"{argument} = {path}", f"the file is damaged or foreign ({error})", _mended(argument, path)
     )
+
+
+def _mended(argument: str, path: Path) -> str:
+    """What to do about a file that cannot be read."""
+    if argument == "checkpoint":
+        again = f"delete the folder {path.parent} and resume to train from the start"
+        return f"{again}, or begin a new run in another folder"
+    return "take it from a copy, or make it again"

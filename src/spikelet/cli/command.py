@@ -23,6 +23,7 @@ from spikelet.cli.output import (
     write_error,
     write_object,
 )
+from spikelet.cli.typed import told
 from spikelet.errors import UserError, unknown
 
 MENDABLE, DEFECT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
@@ -43,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
         with place, _terminating():
             return _run(given, as_json, stdout)
     except UserError as error:
-        write_error(error, as_json, stdout)
+        write_error(told(error, given), as_json, stdout)
         return MENDABLE
     except (KeyboardInterrupt, Terminated) as stop:
         status = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikelet.cli.distill import data_of, require_weights, teacher_spec
+from spikelet.cli.distill import data_of, require_images, require_weights, teacher_spec
 from spikelet.cli.leaves import Leaf, overridden
 from spikelet.cli.runs import data_spec, device_of, fresh, holds_run, leaves_of, model_spec
 from spikelet.errors import UserError
@@ -50,6 +50,7 @@ def grid_of(options: Namespace, leaves: Sequence[Leaf]) -> Grid:
     shared: dict[str, Any] = {"teacher": base.teacher, "model": base.model}
     grid = Grid(base.data, tuple(options.methods), **shared, **fields)
     values = overrides_of([*leaves_of(flags), *others], grid)
+    require_images(values.get("calibrate", Recipe.calibrate))
     return dataclasses.replace(grid, overrides=values)
 
 
@@ -168,18 +169,20 @@ def status(result: Mapping[str, Any]) -> int:
 def show(console: Console, result: Mapping[str, Any]) -> None:
     """The table, what it shows, what is missing, and where the files are."""
     from spikelet.compare.write import over_seeds
+    from spikelet.report import at
 
     if not console.is_terminal:
         console.width = max(console.width, WIDE)
     rows = over_seeds(result["rows"])
     for steps in sorted({row["steps"] for row in rows if row["steps"] is not None}):
-        mine = [row for row in rows if row["steps"] in (None, steps)]
+        mine = at(steps, rows)
         if console.width >= WIDE:
             console.print(_table(f"T = {steps}", mine, [*ACCURACY, *COST], fold=False))
         else:
             console.print(_table(f"T = {steps}", mine, ACCURACY))
             console.print(_table(f"T = {steps}, what it costs", mine, [ACCURACY[0], *COST]))
     _say(console, (f"- {sentence}" for sentence in result["findings"]))
+    _say(console, (f"note: {sentence}" for sentence in result["notes"]))
     _say(console, _missing(result))
     _say(console, result["files"][:1])
 

@@ -70,6 +70,7 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
     if added:  # not the method any more, least of all the control `none`
         recipe = dataclasses.replace(recipe, method="+".join([options.method, *added]))
     require_weights(recipe.teacher or {})
+    require_images(recipe.calibrate)
     return recipe
 
 
@@ -88,6 +89,13 @@ def require_weights(teacher: Spec) -> None:
     known = kind in MODELS or kind.startswith(("timm:", "torchvision:"))
     if known and not teacher.get("weights") and not teacher.get("pretrained"):
         raise UserError(f"--teacher {kind}", "it is not trained", "add --weights FILE")
+
+
+def require_images(calibrate: int) -> None:
+    """Thresholds are calibrated on two images at least; fewer are not taken for them silently."""
+    if 0 <= calibrate < 2:
+        what = "expected 2 or more images to calibrate thresholds on"
+        raise UserError(f"calibrate = {calibrate}", what, "try 512")
 
 
 def run(options: Namespace, leaves: Sequence[Leaf], console: Console) -> dict[str, Any]:

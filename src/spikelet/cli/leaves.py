@@ -36,6 +36,8 @@ ONE |= {"execute": EXECUTES, "encode": ENCODERS}
 MANY = {"terms": TERMS, "augment": AUGMENTS}
 NESTED = {"surrogate": SURROGATES, "neuron": NEURONS}
 ZOOS = ("timm:", "torchvision:")
+SET_ELSEWHERE = {"encode.steps": "--steps sets it", "encode.mean": "the data set it"}
+SET_ELSEWHERE |= {"encode.std": "the data set it"}
 
 
 class Leaf(NamedTuple):
@@ -84,6 +86,8 @@ def _chooses(leaf: Leaf) -> bool:
 
 def _place(fields: dict[str, Any], leaf: Leaf) -> None:
     """Set one leaf in the fields of a recipe."""
+    if leaf.path in SET_ELSEWHERE:
+        raise UserError(leaf.flag, SET_ELSEWHERE[leaf.path], "leave the flag out")
     head, *rest = leaf.path.split(".")
     if head == "augment" and not rest:
         kinds = () if leaf.words == ("none",) else leaf.words

@@ -66,17 +66,18 @@ def _rows(
     import torch
 
     from spikelet.measure import accuracy
-    from spikelet.train import job
     from spikelet.train.load import ANN, teacher
+    from spikelet.train.prepare import calibration
+    from spikelet.train.rows import evaluation, measured, row
 
     recipe, place = loaded.recipe, torch.device(device or _usual())
     net = loaded.net.to(place)
     if loaded.kind == ANN:
-        value = accuracy(net, job.evaluation(dataset.test, dataset, place))
-        return [job.row(ANN, None, value, recipe.seed)]
-    images = job.calibration(dataset, recipe.calibrate, recipe.seed, place)
+        value = accuracy(net, evaluation(dataset.test, dataset, place))
+        return [row(ANN, None, value, recipe.seed, kind="ann")]
+    images = calibration(dataset, recipe.calibrate, recipe.seed, place)
     asked = steps or list(range(1, recipe.steps + 1))
-    return job.measured(recipe, dataset, teacher(loaded), net, asked, images)
+    return measured(recipe, dataset, teacher(loaded), net, asked, images)
 
 
 def _usual() -> str:

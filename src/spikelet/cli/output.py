@@ -64,21 +64,40 @@ def sentence(error: UserError) -> str:
 
 
 def accuracy_table(rows: Sequence[Row]) -> Table:
-    """Rows of accuracy as one line a method and one column a number of time steps."""
+    """Rows of accuracy as one line a method and one column a number of time steps.
+
+    A teacher that was trained along has a line more, for what it became.
+    """
     from rich.table import Table
 
+    from spikelet.report.names import named, spiking_steps
+
+    rows = _with_learned(rows)
     splits = sorted({str(row["split"]) for row in rows})
     steps = sorted({row["steps"] for row in rows if row["steps"] is not None})
     table = Table()
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold")
     columns = [None, *steps] if any(row["steps"] is None for row in rows) else list(steps)
+    still = "ANN" if all(spiking_steps(row) is None for row in rows) else "teacher"
     for column in columns:
-        table.add_column("ANN" if column is None else f"T={column}", justify="right")
-    for key in dict.fromkeys((row["method"], row["seed"], row["split"]) for row in rows):
-        mine = {r["steps"]: r for r in rows if (r["method"], r["seed"], r["split"]) == key}
+        head = still if column is None else f"T={column}"
+        table.add_column(head, justify="right", no_wrap=True)
+    for key in dict.fromkeys((named(row), row["seed"], row["split"]) for row in rows):
+        mine = {r["steps"]: r for r in rows if (named(r), r["seed"], r["split"]) == key}
         name = key[0] + (f" ({key[2]})" if len(splits) > 1 else "")
         table.add_row(name, *(_percent(mine.get(column)) for column in columns))
     return table
+
+
+def _with_learned(rows: Sequence[Row]) -> list[Row]:
+    """The rows, and behind the teacher's as given one of the teacher as it ended."""
+    learned = [row["accuracy_teacher"] for row in rows if row.get("accuracy_teacher") is not None]
+    found: list[Row] = []
+    for row in rows:
+        found.append(row)
+        if row["method"] == "teacher" and learned:
+            found.append({**row, "accuracy": learned[0], "note": "after joint training"})
+    return found
 
 
 def _percent(row: Row | None) -> str:

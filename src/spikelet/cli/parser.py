@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from typing import Any, NoReturn
 
 from spikelet.errors import UserError
 
 NUMBERS = {int: "a whole number", float: "a number"}
+LARGEST = 2**63  # what torch takes as a seed or a size
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,13 +24,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind: type) -> Any:
-    """An argparse type whose complaint says what was expected."""
+    """An argparse type of finite numbers whose complaint says what was expected."""
 
     def read(text: str) -> Any:
+        expected = f"expected {NUMBERS[kind]}, found {text!r}"
         try:
-            return kind(text)
-        except ValueError as error:
-            expected = f"expected {NUMBERS[kind]}, found {text!r}"
+            value = kind(text)
+            finite = math.isfinite(value) and (kind is float or abs(value) < LARGEST)
+        except (ValueError, OverflowError) as error:
             raise argparse.ArgumentTypeError(expected) from error
+        if not finite:
+            raise argparse.ArgumentTypeError(expected)
+        return value
 
     return read

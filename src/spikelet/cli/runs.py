@@ -119,6 +119,7 @@ def resumed(
         UserError: if there is no run, or a flag would change its recipe.
     """
     from spikelet.train import job, read_json, read_recipe
+    from spikelet.train.stored import stored_rows
 
     run = Path(options.resume)
     if not holds_run(run):
@@ -128,8 +129,10 @@ def resumed(
     for flag in [*changed, *(leaf.flag for leaf in leaves)]:
         raise UserError(flag, "a resumed run keeps its recipe", "leave the flag out")
     if (run / "results.json").exists():
+        rows = stored_rows(run, "delete it and resume the run to measure again")
         console.print(f"{run} is finished", markup=False, highlight=False, soft_wrap=True)
-        return {**read_json(run / "results.json"), "run": str(run), "finished": True}
+        stored = {**read_json(run / "results.json"), "rows": rows}
+        return {**stored, "run": str(run), "finished": True}
     recipe: Recipe = read_recipe(run)
     start = job.teach if recipe.task == "teach" else job.distill
     return start(recipe, run, resume=True, console=console, device=device_of(options))

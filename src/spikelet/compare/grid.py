@@ -13,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from spikelet.compare.overrides import overridden, variant
+from spikelet.compare.overrides import differences, overridden, variant
 from spikelet.errors import UserError, unknown
 from spikelet.recipe import METHODS, TERMS, Recipe, Spec, default_recipe, import_path, plain
 from spikelet.recipe.specs import validated
-from spikelet.train import read_json, write_json
+from spikelet.train import write_json
+from spikelet.train.stored import damaged, stored_object
 
 CONTROLS = ("none", "convert", "qann")
 TUNING_SEED = 1000
@@ -94,6 +95,10 @@ class Grid:
         _require(self.tune >= 0, "tune", "0 or more weights", self.tune, "try 3")
         rates = all(0 < rate < math.inf for rate in self.tune_rates)
         _require(rates, "tune_rates", "numbers above 0", self.tune_rates, "try 0.001 0.003")
+        width, held_out = (self.model or {}).get("width"), self.data.get("validation")
+        for name, value, least in (("width", width, 1), ("validation", held_out, 0)):
+            holds = not isinstance(value, int) or value >= least
+            _require(holds, name, f"{least} or more", value, "give a whole number")
         held = self.data.get("validation") != 0 or not (self.tune or self.tune_rates)
         _require(held, "validation", "some images, for tuning", 0, "hold some out")
         for name in ("teacher_epochs", "tune_epochs"):
@@ -122,6 +127,10 @@ class Grid:
         return dataclasses.replace(
             recipe, steps=cell.steps, seed=cell.seed, teacher=teacher, model=model
         )
+
+    def left_out(self, method: str) -> list[str]:
+        """The overrides that a method's recipe has no leaf for, or does not take."""
+        return [path for path in self.overrides if path not in self._overridden[method][1]]
 
     def teacher_recipe(self) -> Recipe:
         """The recipe of the teacher that is trained within the grid."""
@@ -160,7 +169,11 @@ def recipe_of(method: str, data: Spec) -> Recipe:
     if not settings:
         return recipe
     leaves = {_dotted(path, recipe): value for path, value in settings.items()}
-    changed, used = overridden(recipe, leaves)
+    try:
+        changed, used = overridden(recipe, leaves)
+    except UserError as error:
+        where = f"--methods {method}: {error.argument.removeprefix('--')}"
+        raise UserError(where, error.message, error.fix) from error
     for path in set(leaves) - used:
         raise UserError(f"--methods {method}", f"{plainly} has no leaf {path}", "leave it out")
     return dataclasses.replace(changed, method=method)
@@ -201,11 +214,14 @@ def stored_grid(out: Path) -> Grid:
     if not (out / GRID_FILE).exists():
         fix = "name the folder of a comparison, made by `spikelet compare --out`"
         raise UserError(f"--resume {out}", "there is no comparison in this folder", fix)
-    fields = read_json(out / GRID_FILE)
+    file, fix = out / GRID_FILE, "take it from a copy, or begin the comparison in a new folder"
+    fields = stored_object(file, fix).get("grid")
+    if not isinstance(fields, dict):
+        raise damaged(file, "it holds no grid", fix)
     try:
-        return Grid.from_json(fields["grid"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{out / GRID_FILE}", "it holds no grid", "name another folder") from error
+        return Grid.from_json(fields)
+    except UserError as error:
+        raise UserError(f"{file}: {error.argument}", error.message, fix) from error
 
 
 def claimed(out: Path, grid: Grid) -> Grid:
@@ -234,12 +250,12 @@ def grown(stored: Grid, asked: Grid, out: Path) -> Grid:
     Raises:
         UserError: naming the first setting that differs, or a part that `asked` leaves out.
     """
-    for each in dataclasses.fields(Grid):
-        then, now = getattr(stored, each.name), getattr(asked, each.name)
-        if each.name not in MAY_GROW and then != now:
-            what = f"the comparison in {out} was begun with {json.dumps(then)}"
-            fix = "keep that value, or name another folder"
-            raise UserError(f"{each.name} = {json.dumps(now)}", what, fix)
+    for place, then, now in differences(_settings(stored), _settings(asked)):
+        shown = place if now is None else f"{place} = {json.dumps(now)}"
+        told = "without it" if then is None else f"with {json.dumps(then)}"
+        what = f"the comparison in {out} was begun {told}"
+        fix = "keep it so, or name another folder"
+        raise UserError(shown.removeprefix("overrides."), what, fix)
     known = [method for method in stored.methods if method in asked.methods or _begun(out, method)]
     for name, parts in (("methods", known), ("steps", stored.steps)):
         missing = [each for each in parts if each not in getattr(asked, name)]
@@ -254,6 +270,12 @@ def grown(stored: Grid, asked: Grid, out: Path) -> Grid:
         methods=(*known, *asked.methods),
         steps=(*stored.steps, *asked.steps),
     )
+
+
+def _settings(grid: Grid) -> dict[str, Any]:
+    """What no further call of a grid may change; a model or teacher that is none has no fields."""
+    fields = {name: value for name, value in grid.to_json().items() if name not in MAY_GROW}
+    return fields | {name: fields[name] or {} for name in ("model", "teacher")}
 
 
 def _begun(out: Path, method: str) -> bool:

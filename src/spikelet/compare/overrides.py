@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from spikelet.errors import UserError, unknown
@@ -65,6 +65,15 @@ def _value(path: str, text: str) -> Any:
         return None if text == "None" else text
 
 
+def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(place, value in a, value in b) wherever two trees of plain data differ."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in sorted({*a, *b}):
+            yield from differences(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
+    elif a != b:
+        yield path, a, b
+
+
 def _order(path: str) -> tuple[bool, int]:
     """Kinds first, and what holds others before them."""
     return not path.endswith((".kind", ".surrogate")), path.count(".")
@@ -77,7 +86,7 @@ def _applies(recipe: Recipe, head: str, rest: list[str], leaves: Mapping[str, An
     if head == "execute":
         return recipe.execute["kind"] == "rate"
     if head == "neuron" and recipe.execute["kind"] == "quantised":
-        return "neuron.kind" not in leaves and rest != ["signed"]
+        return leaves.get("neuron.kind", "IF") == "IF" and rest != ["signed"]
     return True
 
 

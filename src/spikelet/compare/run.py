@@ -14,8 +14,9 @@ from rich.console import Console
 
 from spikelet.compare.crew import Crew
 from spikelet.compare.grid import Cell, Grid, claimed
+from spikelet.compare.notes import notes
 from spikelet.compare.progress import Board
-from spikelet.compare.table import mean_rows, require_alike, seed_rows, teacher_row
+from spikelet.compare.table import mean_rows, require_alike, seed_rows, teacher_rows
 from spikelet.compare.tune import chosen, tuned, tuning_jobs
 from spikelet.compare.turns import Alone, Budget
 from spikelet.compare.work import Job
@@ -56,7 +57,8 @@ def compare(
         console: where progress goes; standard error by default.
 
     Returns:
-        `run`, `rows`, `tuned`, `failed`, `remaining`, `resume`, `findings`, `commits`, `files`.
+        `run`, `rows`, `tuned`, `failed`, `remaining`, `resume`, `findings`, `notes`, `commits`,
+        `files`.
 
     Raises:
         UserError: if the folder holds something else or another grid, or the teacher fails.
@@ -75,6 +77,8 @@ def compare(
         Alone(places[0]) if jobs == 1 else Crew([places[i % len(places)] for i in range(jobs)])
     )
     with _alone_in(out), Board(console, jobs) as board:
+        for note in notes(grid):
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         session = _Session(grid, out, board, budget, workers)
         try:
             return session.run()
@@ -217,8 +221,7 @@ class _Session:
         jobs = self.cells
         seeds = seed_rows(jobs)
         means = mean_rows(seeds)
-        teacher = teacher_row(self.measured_teachers())
-        rows = [*([] if teacher is None else [teacher]), *means]
+        rows = [*teacher_rows(self.measured_teachers()), *means]
         rows += [row for row in seeds if not any(row is each for each in means)]
         failed = [_failure(job, self.errors[job.name]) for job in jobs if job.name in self.errors]
         remaining = [job.name for job in jobs if not job.finished and job.name not in self.errors]
@@ -230,6 +233,7 @@ class _Session:
             "remaining": remaining,
             "resume": resume_line(self.out) if failed or remaining else None,
             "findings": findings(rows),
+            "notes": notes(self.grid),
             "commits": commits(jobs),
         }
 

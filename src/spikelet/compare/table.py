@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spikelet.compare.work import Job, read_rows
+from spikelet.compare.overrides import differences
+from spikelet.compare.work import AGAIN, Job, read_rows
 from spikelet.errors import UserError
 from spikelet.recipe import Recipe
 from spikelet.report import comparison
-from spikelet.train import read_json, read_recipe
+from spikelet.train import read_recipe
+from spikelet.train.stored import RESULTS_FILE, damaged, stored_object
 
 Row = dict[str, Any]
 BASE = "none"
@@ -36,7 +38,10 @@ def _row(job: Job) -> Row:
     recipe, found = job.recipe, read_rows(job.folder)
     assert found is not None
     wanted = (recipe.method, recipe.steps)
-    mine = next(row for row in found if (row["method"], row["steps"]) == wanted)
+    mine = next((row for row in found if (row["method"], row["steps"]) == wanted), None)
+    if mine is None:
+        what = f"no row of {recipe.method} at T = {recipe.steps}"
+        raise damaged(job.folder / RESULTS_FILE, what, AGAIN)
     kept = ("method", "steps", "accuracy", "std", "n", "seed", "split")
     costs = {key: mine.get(key) for key in ("rate", "seconds", "peak_mib")}
     none = dict.fromkeys(("difference", "low", "high", "pairs", "verdict"))
@@ -100,16 +105,25 @@ def _over(summary: Any, rows: Sequence[Row], key: str) -> float | None:
     return float(summary(values)) if values else None
 
 
-def teacher_row(runs: Mapping[Path, str]) -> Row | None:
-    """The teacher's row from the first run that measured it, given each run and what it is."""
+def teacher_rows(runs: Mapping[Path, str]) -> list[Row]:
+    """The teacher's row from the first run that measured it, given each run and what it is there.
+
+    A spiking one has a row for each T, which its `kind` names.
+    """
+    found: dict[str, Row] = {}
     for run, what in runs.items():
-        for row in read_rows(run) or []:
-            if row["method"] == "teacher":
-                none = dict.fromkeys(("difference", "low", "high", "pairs", "verdict", "rate"))
-                costs = {key: row.get(key) for key in ("seconds", "peak_mib")}
-                kept = ("method", "steps", "accuracy", "std", "n", "seed", "split")
-                return {**{k: row[k] for k in kept}, "kind": what, **none, **costs}
-    return None
+        if what not in found:
+            taught = [row for row in read_rows(run) or [] if row["method"] == "teacher"]
+            found |= {what: _taught(taught[0], what)} if taught else {}
+    return list(found.values())
+
+
+def _taught(row: Row, what: str) -> Row:
+    none = dict.fromkeys(("difference", "low", "high", "pairs", "verdict", "rate"))
+    costs = {key: row.get(key) for key in ("seconds", "peak_mib")}
+    kept = ("method", "steps", "accuracy", "std", "n", "seed", "split")
+    note = {key: row[key] for key in ("note",) if key in row}
+    return {**{key: row[key] for key in kept}, "kind": what, **none, **costs, **note}
 
 
 def require_alike(jobs: Sequence[Job]) -> None:
@@ -131,8 +145,11 @@ def _name(teachers: bool) -> str:
 
 
 def _require_recipe(job: Job) -> None:
-    stored = read_recipe(job.folder)
-    for path, then, now in _differences(_comparable(stored), _comparable(job.recipe)):
+    try:
+        stored = read_recipe(job.folder)
+    except UserError as error:
+        raise UserError(error.argument, error.message, AGAIN) from error
+    for path, then, now in differences(_comparable(stored), _comparable(job.recipe)):
         what = f"{job.name} was computed with {path} = {then!r}, this grid has {now!r}"
         raise UserError(str(job.folder), what, "delete that folder, or begin another grid")
 
@@ -147,23 +164,22 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     return fields
 
 
-def _differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(place, value in a, value in b) wherever two trees of plain data differ."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in sorted({*a, *b}):
-            yield from _differences(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
-    elif a != b:
-        yield path, a, b
-
-
 def _teacher_of(job: Job) -> str | None:
     """The fingerprint of a cell's teacher, where that was not trained along."""
     card = job.folder / "card.json"
     if job.recipe.joint or not card.exists():
         return None
-    return (read_json(card)["teacher"] or {}).get("sha256")
+    lineage = stored_object(card, AGAIN).get("teacher")
+    if not isinstance(lineage, dict):
+        raise damaged(card, "it names no teacher", AGAIN)
+    return lineage.get("sha256")
 
 
 def _data_of(job: Job) -> str | None:
     path = job.folder / "env.json"
-    return str(sorted(read_json(path)["data"].items())) if path.exists() else None
+    if not path.exists():
+        return None
+    data = stored_object(path, AGAIN).get("data")
+    if not isinstance(data, dict):
+        raise damaged(path, "it names no data", AGAIN)
+    return str(sorted(data.items()))

@@ -16,9 +16,11 @@ from typing import Any
 from spikelet.compare.grid import TUNING_SEED, Cell, Grid, folder_name
 from spikelet.compare.work import Job, read_rows
 from spikelet.recipe import TERMS, Recipe, Spec, build
-from spikelet.train import read_json, write_json
+from spikelet.train import write_json
+from spikelet.train.stored import damaged, stored_object
 
 TUNED_FILE = "tuned.json"
+REDO = "delete it and resume: the tuning runs that are there decide again"
 LABELS_ONLY = "cross-entropy"
 UNTRAINED = "convert"
 
@@ -121,7 +123,7 @@ def chosen(grid: Grid, out: Path, errors: Mapping[str, str]) -> dict[str, Any] |
     if not any(tried.values()):
         return None
     path = out / TUNED_FILE
-    choices = read_json(path)["chosen"] if path.exists() else {}
+    choices = _decided(path)
     found = {m: [_outcome(out, c, errors) for c in cs] for m, cs in tried.items() if cs}
     for method, outcomes in found.items():
         complete = all(o["accuracy"] is not None or o["error"] is not None for o in outcomes)
@@ -137,6 +139,20 @@ def chosen(grid: Grid, out: Path, errors: Mapping[str, str]) -> dict[str, Any] |
     }
     write_json(path, content)
     return content
+
+
+def _decided(path: Path) -> dict[str, Any]:
+    """The choices that were made before."""
+    if not path.exists():
+        return {}
+    choices = stored_object(path, REDO).get("chosen")
+    if not isinstance(choices, dict):
+        raise damaged(path, "it has no choices", REDO)
+    for method, choice in choices.items():
+        numbers = [choice.get(k) for k in ("weight", "learning_rate")] if choice else []
+        if not numbers or not all(isinstance(each, int | float) for each in numbers):
+            raise damaged(path, f"no choice for {method}", REDO)
+    return choices
 
 
 def _outcome(out: Path, candidate: Candidate, errors: Mapping[str, str]) -> dict[str, Any]:

@@ -90,7 +90,8 @@ class _Alarm:
         if seconds == float("inf") or not main:
             yield
             return
-        timer = threading.Timer(max(seconds, 0.0), self._ring)
+        seconds = min(max(seconds, 0.0), threading.TIMEOUT_MAX)
+        timer = threading.Timer(seconds, self._ring)
         timer.daemon = True
         timer.start()
         try:

@@ -19,12 +19,14 @@ from rich.console import Console
 from spikelet.data import Dataset
 from spikelet.errors import UserError
 from spikelet.recipe import Recipe
-from spikelet.train import Interrupted, read_json, write_json
+from spikelet.train import Interrupted, write_json
 from spikelet.train.job import distill, load_data, teach
 from spikelet.train.load import SNN, Loaded
 from spikelet.train.prepare import teacher_of
+from spikelet.train.stored import RESULTS_FILE as RESULTS
+from spikelet.train.stored import stored_rows
 
-RESULTS = "results.json"
+AGAIN = "delete its folder to compute the run again"
 DEFECT_FILE = "error.txt"
 PEAK_OF_PROCESS = Path("/proc/self/clear_refs")
 
@@ -124,14 +126,7 @@ def perform(station: Station, job: Job) -> Outcome:
 
 def read_rows(run: Path) -> list[dict[str, Any]] | None:
     """The rows of a finished run; None of an unfinished one."""
-    if not (run / RESULTS).exists():
-        return None
-    try:
-        return list(read_json(run / RESULTS)["rows"])
-    except (UserError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{run / RESULTS}", "it cannot be read", "delete its folder to compute the cell again"
-        ) from error
+    return stored_rows(run, AGAIN) if (run / RESULTS).exists() else None
 
 
 def died(job: Job, seconds: float, status: int | None) -> Outcome:

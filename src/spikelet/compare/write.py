@@ -11,11 +11,12 @@ from typing import Any
 from spikelet.checkpoint import replacing
 from spikelet.compare.grid import Grid
 from spikelet.compare.tune import UNTRAINED
-from spikelet.compare.work import Job
+from spikelet.compare.work import AGAIN, Job
 from spikelet.errors import UserError
-from spikelet.report import NOT_SHOWN, grid_page, hardware
+from spikelet.report import NOT_SHOWN, grid_page, hardware, named, spiking_steps
 from spikelet.report.findings import listed, percent, points
-from spikelet.train import env, read_json, write_json
+from spikelet.train import env, write_json
+from spikelet.train.stored import stored_object
 
 Row = Mapping[str, Any]
 COLUMNS = (
@@ -58,6 +59,7 @@ def write(out: Path, grid: Grid, result: Mapping[str, Any], jobs: Sequence[Job])
             title=f"{len(grid.methods)} methods on {grid.data['kind']}",
             lead=_lead(grid),
             findings=result["findings"],
+            notes=result["notes"],
             tuned=result["tuned"],
             failed=result["failed"],
             remaining=result["remaining"],
@@ -80,7 +82,7 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
     """The rows of the table: one for each method and T, which is the first."""
     first: dict[tuple[str, int | None], Row] = {}
     for row in rows:
-        first.setdefault((row["method"], row["steps"]), row)
+        first.setdefault((row["method"], row["steps"] or spiking_steps(row)), row)
     return list(first.values())
 
 
@@ -90,8 +92,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     for row in over_seeds(result["rows"]):
         words = cells(row)
         lines.append(_line(words[head] for head in HEADS))
-    notes = [*result["findings"], *_unfinished(result)]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+    said = [*result["findings"], *result["notes"], *_unfinished(result)]
+    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in said), ""])
 
 
 def _line(words: Iterable[str]) -> str:
@@ -101,10 +103,11 @@ def _line(words: Iterable[str]) -> str:
 def cells(row: Row) -> dict[str, str]:
     """A row of the table in words, by column."""
     low, high = row["low"], row["high"]
-    marked = row["method"] if row["kind"] in ("snn", "ann") else f"{row['method']} ({row['kind']})"
+    plain = row["kind"] in ("snn", "ann") or row["method"] == "teacher"
+    marked = named(row) if plain else f"{row['method']} ({row['kind']})"
     words = {
         "method": marked,
-        "T": "" if row["steps"] is None else str(row["steps"]),
+        "T": str(row["steps"] or spiking_steps(row) or ""),
         "accuracy %": f"{100 * row['accuracy']:.2f}",
         "n": str(row["n"]),
         "95 % interval": "" if low is None else f"{100 * low:+.2f} to {100 * high:+.2f}",
@@ -137,14 +140,18 @@ def _unfinished(result: Mapping[str, Any]) -> Iterator[str]:
 def findings(rows: Sequence[Row]) -> list[str]:
     """What the table shows, in sentences, for each T."""
     summary = over_seeds(rows)
-    found = [
-        f"The teacher answers {percent(row['accuracy'])} of the {row['split']} images correctly."
-        for row in summary
-        if row["method"] == "teacher"
-    ]
+    found = [_teacher(row) for row in summary if row["method"] == "teacher"]
     for steps in sorted({row["steps"] for row in summary if row["steps"] is not None}):
         found += _at(steps, [row for row in summary if row["steps"] == steps])
     return found
+
+
+def _teacher(row: Row) -> str:
+    """How the teacher answers, and which teacher where there are two or it needs a T."""
+    steps, note = spiking_steps(row), row.get("note")
+    what = "The teacher" if steps is None else f"The spiking teacher at T = {steps}"
+    what = f"{what} ({note})" if note else what
+    return f"{what} answers {percent(row['accuracy'])} of the {row['split']} images correctly."
 
 
 def _at(steps: int, rows: Sequence[Row]) -> Iterator[str]:
@@ -188,9 +195,9 @@ def commits(jobs: Sequence[Job]) -> list[str]:
     found: dict[str, None] = {}
     for job in jobs:
         path = job.folder / "env.json"
-        git = read_json(path)["git"] if job.finished and path.exists() else None
-        if git is not None:
-            found[git["commit"] + (" with changes" if git["changed"] else "")] = None
+        git = stored_object(path, AGAIN).get("git") if job.finished and path.exists() else None
+        if isinstance(git, dict) and "commit" in git:
+            found[f"{git['commit']}{' with changes' * bool(git.get('changed'))}"] = None
     return list(found)
 
 
@@ -208,7 +215,8 @@ def _made(grid: Grid, result: Mapping[str, Any], jobs: Sequence[Job]) -> dict[st
     """How it was made, in the report's words."""
     trained = [job for job in jobs if job.finished and job.recipe.method != UNTRAINED]
     training = trained[0].recipe.training if trained else None
-    made = {"data": " ".join(f"{key} {value}" for key, value in grid.data.items())}
+    settings = (f"{key} {value}" for key, value in grid.data.items() if key != "kind")
+    made = {"data": ", ".join([grid.data["kind"], *settings])}
     if training is not None:
         made["training"] = (
             f"{training.epochs} epochs of {training.optimiser}, batch {training.batch}"

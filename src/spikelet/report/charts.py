@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from spikelet.errors import UserError
+from spikelet.report.names import named
 
 Row = Mapping[str, Any]
 
@@ -67,7 +68,7 @@ def accuracy_chart(rows: Sequence[Row], series: Mapping[str, int]) -> str:
         for row in rows:
             if row["method"] == "teacher":
                 axes.axhline(
-                    100 * row["accuracy"], color=INK, ls=(0, (5, 3)), lw=1.2, label="teacher"
+                    100 * row["accuracy"], color=INK, ls=(0, (5, 3)), lw=1.2, label=named(row)
                 )
         steps_axis(axes, [row["steps"] for row in rows if row["steps"]])
         axes.set_ylabel("accuracy, %")
@@ -122,6 +123,7 @@ def dots_chart(
     *,
     line: float | None = None,
     label: str = "accuracy, %",
+    within: tuple[float, float] | None = None,
 ) -> str:
     """Shares in % as dots with their intervals, a method a line, and a line to compare with.
 
@@ -131,6 +133,7 @@ def dots_chart(
         single: method -> values of single seeds, drawn small.
         line: where the reference is: the teacher's accuracy, no difference.
         label: of the axis.
+        within: what the axis may show at most; a bar that goes on beyond is cut off there.
     """
     with _drawing(name, 0.75 + 0.27 * len(dots)) as (axes, drawn):
         if line is not None:
@@ -150,6 +153,9 @@ def dots_chart(
         axes.set_ylim(len(dots) - 0.5, -0.5)
         axes.grid(False, axis="y")
         axes.set_xlabel(label)
+        if within is not None:
+            low, high = axes.get_xlim()
+            axes.set_xlim(max(low, within[0] - 1), min(high, within[1] + 1))
     return drawn[0]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from spikelet.measure import paired_interval
+from spikelet.report.names import spiking_steps
 
 Row = Mapping[str, Any]
 NOT_SHOWN = "no difference shown"
@@ -31,7 +32,13 @@ def comparison(
 
 
 def verdict(low: float, high: float) -> str:
-    """ "better", "worse" or, where the interval contains 0, "no difference shown"."""
+    """ "better", "worse" or, where the interval contains 0, "no difference shown".
+
+    Accuracies are counts: where all differences happen to be equal, their scatter is unknown, and
+    an interval of no width shows nothing.
+    """
+    if high - low < 1e-9:
+        return NOT_SHOWN
     if low > 0:
         return "better"
     return "worse" if high < 0 else NOT_SHOWN
@@ -43,8 +50,10 @@ def sentences(rows: Sequence[Row], comparisons: Sequence[Row], default: str) -> 
     own = [row for row in rows if row["method"] == default]
     found = []
     if teacher is not None:
+        spiking = spiking_steps(teacher)
+        what = "an ordinary network" if spiking is None else f"a spiking network at T = {spiking}"
         found.append(
-            f"The teacher, an ordinary network, answers {percent(teacher['accuracy'])} of the "
+            f"The teacher, {what}, answers {percent(teacher['accuracy'])} of the "
             f"{teacher['split']} images correctly{_spread(teacher)}."
         )
     if own:

@@ -8,7 +8,8 @@ from typing import Any
 
 from spikelet.measure import t_quantile
 from spikelet.report.charts import dots_chart
-from spikelet.report.page import METHODS, template
+from spikelet.report.names import at, named
+from spikelet.report.page import described, template
 
 Row = Mapping[str, Any]
 MARKS = {
@@ -19,10 +20,11 @@ MARKS = {
 }
 READING = (
     "Accuracy is on the test part at the end of training, mean ± standard deviation over n seeds; "
-    "bars are 95 % intervals of Student's t, small dots single seeds. Differences are paired by "
-    "seed: an interval covers what another seed (order of the data, calibration images, fresh "
-    "weights) would change, not another teacher or another set of test images. Each interval is at "
-    "95 % by itself: of twenty methods that change nothing, one is expected to look different. "
+    "bars are 95 % intervals of Student's t, small ticks single seeds; the dashed line is the "
+    "teacher, or no difference; a hollow dot has no spikes. Differences are paired by seed: an "
+    "interval covers what another seed (order of the data, calibration images, fresh weights) "
+    "would change, not another teacher or another set of test images. Each interval is at 95 % by "
+    "itself: of twenty methods that change nothing, one is expected to look different. "
     "Firing rate is spikes per neuron and step. Training time is that of the steps alone, beside "
     "whatever else the machine did. Memory is the largest of the whole process, data and libraries "
     "too, or on a GPU that of its tensors."
@@ -36,6 +38,7 @@ def grid_page(
     title: str,
     lead: str = "",
     findings: Sequence[str] = (),
+    notes: Sequence[str] = (),
     tuned: Mapping[str, Any] | None = None,
     failed: Sequence[Row] = (),
     remaining: Sequence[str] = (),
@@ -49,6 +52,7 @@ def grid_page(
         seeds: the rows of single seeds.
         title, lead: headline, and what was done in a sentence.
         findings: sentences.
+        notes: sentences about settings that not every row has.
         tuned: what was tried and chosen for each method.
         failed, remaining: cells that are not in the table.
         made: how it was made: data, training, versions, hardware.
@@ -57,26 +61,26 @@ def grid_page(
         UserError: if jinja2 or matplotlib is missing.
     """
     steps = sorted({row["steps"] for row in rows if row["steps"] is not None})
-    methods = dict.fromkeys(row["method"] for row in rows)
     return template("grid.html.j2").render(
         title=title,
         lead=lead,
         tiles=[],
         findings=findings,
+        notes=notes,
         parts=[_part(t, rows, seeds) for t in steps],
         reading=READING,
         tuned=tuned,
         failed=failed,
         remaining=remaining,
         made=made or {},
-        description={m: METHODS[m] for m in methods if m in METHODS},
+        description=described(rows),
     )
 
 
 def _part(steps: int, rows: Sequence[Row], seeds: Sequence[Row]) -> dict[str, Any]:
     """Charts and table of one T; the teacher stands in each."""
     mine = [row for row in rows if row["steps"] == steps]
-    shown = [row for row in rows if row["steps"] in (None, steps)]
+    shown = at(steps, rows)
     accuracies = [_dot(row["method"], row["accuracy"], _half(row), row) for row in mine]
     differences = [
         _dot(row["method"], row["difference"], _width(row), row)
@@ -90,14 +94,22 @@ def _part(steps: int, rows: Sequence[Row], seeds: Sequence[Row]) -> dict[str, An
     teacher = next((row["accuracy"] for row in shown if row["steps"] is None), None)
     return {
         "steps": steps,
-        "rows": [{**row, "mark": MARKS.get(row["kind"], row["kind"])} for row in shown],
-        "accuracy": dots_chart(f"accuracy-{steps}", accuracies, single, line=teacher),
+        "rows": [{**row, "mark": _mark(row)} for row in shown],
+        "accuracy": dots_chart(
+            f"accuracy-{steps}", accuracies, single, line=teacher, within=(0, 100)
+        ),
         "difference": dots_chart(
             f"difference-{steps}", differences, line=0.0, label="difference to none, points"
         )
         if differences
         else "",
     }
+
+
+def _mark(row: Row) -> str:
+    """What stands under a row's method: a spiking teacher's T, or what has no spikes."""
+    aside = named(row).removeprefix(row["method"]).strip(" ()")
+    return aside or MARKS.get(row["kind"], str(row["kind"]))
 
 
 def _dot(method: str, value: float, half: float | None, row: Row) -> dict[str, Any]:

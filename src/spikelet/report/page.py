@@ -17,6 +17,7 @@ from torch import Tensor
 from spikelet.errors import UserError
 from spikelet.report.charts import accuracy_chart, curve_chart, difference_chart, series_of
 from spikelet.report.findings import percent, points
+from spikelet.report.names import named, spiking_steps
 
 Row = Mapping[str, Any]
 METHODS = {
@@ -46,6 +47,18 @@ class Example:
     image: UInt8[Tensor, "C H W"]
     label: str
     answers: Mapping[str, str]
+
+
+SPIKING_TEACHER = "the spiking network that teaches; students have an architecture of their own"
+
+
+def described(rows: Sequence[Row]) -> dict[str, str]:
+    """A sentence about each method among the rows that is one of ours."""
+    methods = dict.fromkeys(row["method"] for row in rows)
+    found = {method: METHODS[method] for method in methods if method in METHODS}
+    if any(spiking_steps(row) is not None for row in rows):
+        found["teacher"] = SPIKING_TEACHER
+    return found
 
 
 def page(
@@ -97,7 +110,7 @@ def page(
         examples=examples or {},
         notes=notes or {},
         made=made or {},
-        description={m: METHODS[m] for m in _methods(rows) if m in METHODS},
+        description=described(rows),
     )
 
 
@@ -145,7 +158,7 @@ def _tiles(rows: Sequence[Row], default: str | None, steps: Sequence[int]) -> li
     chosen = [row for row in rows if row["method"] in ("teacher", default)]
     return [
         {
-            "name": "teacher" if row["steps"] is None else f"{default}, T = {row['steps']}",
+            "name": named(row) if row["steps"] is None else f"{default}, T = {row['steps']}",
             "value": row["accuracy"],
         }
         for row in chosen
@@ -161,7 +174,11 @@ def _table(
         mine = {row["steps"]: row for row in rows if row["method"] == method}
         cells = [mine.get(t) for t in steps]
         colour = series[method] + 1 if method in series else 0
-        lines.append({"method": method, "colour": colour, "cells": cells, "one": mine.get(None)})
+        one = mine.get(None)
+        line = {"method": method, "colour": colour, "cells": cells, "one": one}
+        line["name"] = method if one is None else named(one)
+        line["timeless"] = one is not None and spiking_steps(one) is None
+        lines.append(line)
     return lines
 
 

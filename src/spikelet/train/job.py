@@ -5,28 +5,27 @@ from __future__ import annotations
 import copy
 import resource
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
-from spikelet.checkpoint import load_metadata, load_weights, save_weights
-from spikelet.convert import convert
+from spikelet.checkpoint import load_weights, save_weights
 from spikelet.data import Batches, Dataset, Split
-from spikelet.distill import Distiller, freeze
+from spikelet.distill import Distiller
 from spikelet.encode import Direct
 from spikelet.errors import UserError
+from spikelet.heap import keep_freed_memory
 from spikelet.measure import accuracy, accuracy_over_steps, health
-from spikelet.recipe import DATA, EXECUTES, NEURONS, Recipe, build
+from spikelet.recipe import DATA, EXECUTES, Recipe, build
 from spikelet.train.fit import fit
 from spikelet.train.load import (
     ANN,
     MODEL_FILE,
-    SNN,
     TEACHER_FILE,
     Loaded,
     architecture,
@@ -43,10 +42,19 @@ from spikelet.train.prepare import (
     teacher_of,
     training_batches,
 )
+from spikelet.train.rows import (
+    GIVEN,
+    control_rows,
+    evaluation,
+    learning,
+    row,
+    student_rows,
+    teacher_accuracy,
+)
 from spikelet.train.run import card, digest, env, read_json, write_json, write_recipe
-from spikelet.train.running import encoder, runner, spiking, spiking_runner
+from spikelet.train.running import encoder, runner, spiking
+from spikelet.train.stored import stored_accuracy, stored_rows
 
-EVALUATION_BATCH, ACCELERATED_BATCH = 250, 1000
 HEALTH_IMAGES = 250
 BEST_FILE = "selected.safetensors"
 
@@ -54,21 +62,6 @@ BEST_FILE = "selected.safetensors"
 def load_data(recipe: Recipe) -> Dataset:
     """The data set of a recipe."""
     return build("data", recipe.data, DATA)
-
-
-def evaluation(split: Split, dataset: Dataset, device: torch.device) -> Iterator[Any]:
-    """Batches (images, labels) of a split in its own order."""
-    batch = EVALUATION_BATCH if device.type == "cpu" else ACCELERATED_BATCH
-    batches = Batches(split, dataset, batch, shuffle=False, device=device)
-    return batches.epoch(0)
-
-
-def row(
-    method: str, steps: int | None, value: float, seed: int | None, **more: Any
-) -> dict[str, Any]:
-    """One line of a result table, of a single run on the test part."""
-    common = {"method": method, "steps": steps, "accuracy": value, "std": None, "n": 1}
-    return {**common, "seed": seed, "split": "test", **more}
 
 
 @dataclass(frozen=True)
@@ -83,6 +76,8 @@ class Place:
 
 def _place(out: Path | str, resume: bool, device: str | None, console: Console | None) -> Place:
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        keep_freed_memory()
     return Place(Path(out), torch.device(name), console, resume)
 
 
@@ -121,7 +116,8 @@ def teach(
         return accuracy(model, evaluation(split, dataset, place.device))
 
     selected = _train(recipe, place, dataset, distiller, score, None)
-    rows = [row(ANN, None, score(dataset.test), recipe.seed, **selected)]
+    value = score(dataset.test)
+    rows = [row(ANN, None, value, recipe.seed, kind="ann", **selected)]
     return _close(recipe, place, dataset, model, rows, None)
 
 
@@ -139,7 +135,8 @@ def distill(
     """Distils a spiking student from a trained classifier and measures both: `{"run", "rows"}`.
 
     Rows hold the teacher, the untrained conversion calibrated for each T, and the student at
-    T = 1 ... steps from one run; without `controls` the student alone.
+    T = 1 ... steps from one run; without `controls` the student alone. With `joint` the teacher's
+    row is that of the given one; `accuracy_teacher` in the last row is what it became.
 
     Raises:
         UserError: if teacher and data have different classes, or anything in the recipe is wrong.
@@ -175,69 +172,26 @@ def distill(
         estimate = estimated(recipe, dataset, student)
         more = _train(recipe, place, dataset, distiller, score, layers, estimate)
     save_weights(place.out / TEACHER_FILE, taught)
+    if learning(recipe):
+        value = teacher_accuracy(recipe, dataset, taught, teacher.kind, place.device)
+        more["accuracy_teacher"] = value
     more["rate"] = _mean_rate(layers()) if spiking(recipe) else None
     steps = list(range(1, recipe.steps + 1))
-    rows = _controls(recipe, dataset, teacher, steps, images) if controls else []
+    note = GIVEN if learning(recipe) else None
+    rows = control_rows(recipe, dataset, teacher, steps, images, note) if controls else []
     if recipe.method != "convert" or not controls:
-        rows += _student(recipe, dataset, student, steps, place.device)
+        rows += student_rows(recipe, dataset, student, steps, place.device)
     rows[-1].update(more)
     lineage = {**teacher.description, "sha256": digest(place.out / TEACHER_FILE)}
     return _close(recipe, place, dataset, student, rows, lineage)
-
-
-def measured(
-    recipe: Recipe,
-    dataset: Dataset,
-    teacher: Loaded,
-    student: nn.Module,
-    steps: list[int],
-    images: Tensor,
-) -> list[dict[str, Any]]:
-    """Rows of the teacher, the conversion calibrated for each T, and the student, on the test."""
-    rows = _controls(recipe, dataset, teacher, steps, images)
-    if recipe.method != "convert":
-        rows += _student(recipe, dataset, student, steps, images.device)
-    return rows
-
-
-def _controls(
-    recipe: Recipe, dataset: Dataset, teacher: Loaded, steps: list[int], images: Tensor
-) -> list[dict[str, Any]]:
-    """Rows of the teacher and, if it is an ANN, its conversion calibrated for each T."""
-
-    def batches() -> Iterator[Any]:
-        return evaluation(dataset.test, dataset, images.device)
-
-    net, last = teacher.net.to(images.device), recipe.steps
-    encode = encoder(recipe, dataset.mean, dataset.std)
-    if teacher.kind == SNN:
-        value = accuracy_over_steps(net, batches(), [last], encode=encode)[last]
-        return [row("teacher", None, value, recipe.seed)]
-    rows = [row("teacher", None, accuracy(freeze(net), batches()), recipe.seed)]
-    for t in steps:
-        neuron = build("neuron", recipe.neuron, NEURONS)
-        converted = convert(net, neuron, steps=t, calibrate=images)
-        value = accuracy_over_steps(converted, batches(), [t], spiking_runner(recipe), encode)[t]
-        rows.append(row("convert", t, value, recipe.seed))
-    return rows
-
-
-def _student(
-    recipe: Recipe, dataset: Dataset, student: nn.Module, steps: list[int], device: torch.device
-) -> list[dict[str, Any]]:
-    """Rows of the student at each T; a quantised network has the levels it was trained for."""
-    wanted = steps if spiking(recipe) else [recipe.steps]
-    batches = evaluation(dataset.test, dataset, device)
-    encode = encoder(recipe, dataset.mean, dataset.std)
-    found = accuracy_over_steps(student, batches, wanted, runner(recipe), encode)
-    return [row(recipe.method, t, found[t], recipe.seed) for t in wanted]
 
 
 def _finished(place: Place) -> dict[str, Any] | None:
     results = place.out / "results.json"
     if results.exists():
         if place.resume:
-            return read_json(results)
+            rows = stored_rows(place.out, "delete it and resume the run to measure again")
+            return {**read_json(results), "rows": rows}
         raise UserError(f"out = {place.out}", "it holds a finished run", "name another folder")
     if (place.out / "recipe.json").exists() and not place.resume:
         raise UserError(
@@ -275,11 +229,13 @@ def _train(
         if held is None:
             return {}
         value = score(held)
-        if value > _best(best):
+        if value > stored_accuracy(best):
             save_weights(best, distiller.student, {"accuracy": repr(value)})
         return {"accuracy": value}
 
     resumable = place.resume and (place.out / "checkpoint" / "state.json").exists()
+    if not resumable:
+        _begin_anew(place, best)
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place.device)
     history = fit(
@@ -294,15 +250,18 @@ def _train(
         console=place.console,
     )
     cost = {"seconds": sum(h["seconds"] for h in history), "peak_mib": _peak(place.device)}
-    if held is None or not best.exists():
+    scores = [h["validation"]["accuracy"] for h in history] if held is not None else []
+    if not scores:
         return cost
+    found = {**cost, "accuracy_validation": scores[-1]}
+    if stored_accuracy(best) != max(scores):  # those weights were lost
+        return found
     last = {k: v.detach().clone() for k, v in distiller.student.state_dict().items()}
     distiller.student.load_state_dict(load_weights(best))
     value = score(dataset.test)
     distiller.student.load_state_dict(last)
-    scores = [h["validation"]["accuracy"] for h in history]
     chosen = {"accuracy_selected": value, "epoch_selected": 1 + scores.index(max(scores))}
-    return {**cost, **chosen, "accuracy_validation": scores[-1]}
+    return {**found, **chosen}
 
 
 def _mean_rate(layers: Mapping[str, Mapping[str, float]]) -> float:
@@ -317,8 +276,14 @@ def _peak(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def _best(path: Path) -> float:
-    return float(load_metadata(path)["accuracy"]) if path.exists() else -1.0
+def _begin_anew(place: Place, best: Path) -> None:
+    """Training from its first epoch; said where a run that had come further lost its checkpoint."""
+    best.unlink(missing_ok=True)
+    metrics = place.out / "metrics.jsonl"
+    if place.resume and place.console is not None and metrics.exists():
+        where = place.out / "checkpoint"
+        words = f"there is no checkpoint in {where} any more: training begins from its start"
+        place.console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 def _close(
@@ -330,7 +295,8 @@ def _close(
     lineage: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     save_weights(place.out / MODEL_FILE, net)
-    write_json(place.out / "card.json", card(recipe, dataset, lineage))
+    made = {**card(recipe, dataset, lineage), "sha256": digest(place.out / MODEL_FILE)}
+    write_json(place.out / "card.json", made)
     results = {"run": str(place.out), "rows": rows}
     write_json(place.out / "results.json", results)
     return results

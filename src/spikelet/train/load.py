@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikelet.checkpoint import load_weights
+from spikelet.checkpoint import restore
 from spikelet.convert import convert
 from spikelet.data import Dataset
 from spikelet.errors import UserError
@@ -20,8 +20,15 @@ from spikelet.models import build_model, default_model
 from spikelet.neuron import Neuron
 from spikelet.norm import freeze_norms
 from spikelet.recipe import DATA, NEURONS, Recipe, build
-from spikelet.train.run import read_json, read_recipe
+from spikelet.train.run import read_recipe
 from spikelet.train.running import encoder, runner
+from spikelet.train.stored import (
+    RESULTS_FILE,
+    damaged,
+    stored_description,
+    stored_object,
+    stored_weights,
+)
 
 ANN = "teacher"
 SNN = "student"
@@ -62,8 +69,7 @@ class Loaded:
         if self.kind == ANN:
             return self.net(images)
         steps = self.recipe.steps if steps is None else steps
-        data = read_json(self.path / "card.json")["data"]
-        encode = encoder(self.recipe, data["mean"], data["std"])
+        encode = encoder(self.recipe, *_statistics(self.path / "card.json"))
         found = answers_over_steps(self.net, images, [steps], runner(self.recipe), encode)
         return found[steps]
 
@@ -89,6 +95,9 @@ def assemble(description: Mapping[str, Any]) -> nn.Module:
     for spiking in ("neuron", "norm"):
         fields.pop(spiking, None)
     fields["size"] = tuple(fields["size"])
+    width = fields.get("width")
+    if isinstance(width, int) and width < 1:
+        raise UserError(f"width = {width}", "expected 1 or more channels", "raise it")
     return build_model(fields.pop("kind"), **fields)
 
 
@@ -100,37 +109,70 @@ def load(run: Path | str) -> Loaded:
     """
     path = Path(run)
     if not (path / "recipe.json").exists():
-        raise UserError(f"run = {path}", "there is no run in this folder", "name a run folder")
+        what = "there is no run in this folder (no recipe.json)"
+        raise UserError(f"run = {path}", what, "name a run folder")
     recipe = read_recipe(path)
     if not (path / MODEL_FILE).exists():
-        raise UserError(
-            f"run = {path}",
-            "the run is not finished",
-            f"continue it with --resume {shlex.quote(str(path))}",
-        )
-    description = read_json(path / "model.json")
+        raise _without_weights(path, recipe.task)
+    description = stored_description(path / "model.json")
     if recipe.task == "distill":
         description = {"norm": recipe.norm_kind, **description}
-    net = restored(description, load_weights(path / MODEL_FILE))
+        if "neuron" not in description:
+            raise damaged(path / "model.json", "neuron is missing")
+    digests = _digests(path / "card.json")
+    net = restored(description, path / MODEL_FILE, digests.get("student"))
     return Loaded(recipe, net, ANN if recipe.task == "teach" else SNN, description, path)
 
 
-def restored(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network of a description with stored weights, in eval mode; spiking if it has neurons."""
-    net = assemble(description)
+def _without_weights(path: Path, task: str) -> UserError:
+    """The error about a run that has no weights: it is not finished, or they are gone."""
+    resume = f"continue it with `{shlex.join(['spikelet', task, '--resume', str(path)])}`"
+    if (path / RESULTS_FILE).exists():
+        fix = f"delete {path / RESULTS_FILE} and {resume}"
+        return UserError(str(path / MODEL_FILE), "the weights of this finished run are gone", fix)
+    return UserError(f"run = {path}", "the run is not finished", resume)
+
+
+def _statistics(card: Path) -> tuple[list[float], list[float]]:
+    """Mean and deviation that a run's images were normalised with."""
+    try:
+        data = stored_object(card)["data"]
+        return data["mean"], data["std"]
+    except (KeyError, TypeError) as error:
+        raise damaged(card, "data, mean or std is missing") from error
+
+
+def _digests(card: Path) -> dict[str, str]:
+    """The digests of the weights that a run's card holds; older cards have fewer."""
+    if not card.exists():
+        return {}
+    content = stored_object(card)
+    of_teacher = content["teacher"] if isinstance(content.get("teacher"), dict) else {}
+    found = {"student": content.get("sha256"), "teacher": of_teacher.get("sha256")}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def restored(description: Mapping[str, Any], file: Path, sha256: str | None = None) -> nn.Module:
+    """The network of a description with the weights of a file, in eval mode; spiking if it says so.
+
+    Raises:
+        UserError: if the file is damaged, or does not fit the description.
+    """
+    weights, net = stored_weights(file, sha256), assemble(description)
     if "neuron" in description:
         net = convert(net, build("neuron", description["neuron"], NEURONS))
         if description.get("norm") == "frozen":
             freeze_norms(net)
         fit_thresholds(net, weights)
-    net.load_state_dict(weights)
+    restore(net, weights, str(file))
     return net.eval()
 
 
 def teacher(student: Loaded) -> Loaded:
     """The teacher that a student's run keeps."""
-    description = read_json(student.path / "teacher.json")
-    net = restored(description, load_weights(student.path / TEACHER_FILE))
+    description = stored_description(student.path / "teacher.json")
+    digests = _digests(student.path / "card.json")
+    net = restored(description, student.path / TEACHER_FILE, digests.get("teacher"))
     kind = SNN if "neuron" in description else ANN
     return Loaded(student.recipe, net, kind, description, student.path)
 
@@ -139,4 +181,6 @@ def fit_thresholds(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Gives each neuron thresholds of the stored shape, one for the layer or one per channel."""
     for path, module in net.named_modules():
         if isinstance(module, Neuron):
-            module.set_threshold(weights[f"{path}.threshold"], weights[f"{path}.initial"])
+            stored = [weights.get(f"{path}.{name}") for name in ("threshold", "initial")]
+            if stored[0] is not None and stored[1] is not None:
+                module.set_threshold(stored[0], stored[1])

@@ -16,6 +16,7 @@ from spikelet.distill import Distiller
 from spikelet.errors import UserError
 from spikelet.norm import estimate_norms, freeze_norms
 from spikelet.recipe import AUGMENTS, EXECUTES, NEURONS, TERMS, Recipe, build
+from spikelet.stepwise import require_fixed_norms
 from spikelet.terms import Term
 from spikelet.train.load import ANN, SNN, Loaded, architecture, assemble, describe, load
 from spikelet.train.running import encoder, encoding, runner
@@ -155,6 +156,8 @@ def bind(
     """The distiller of a recipe."""
     terms = build_terms(recipe)
     needed = recipe.joint or any(term.taught for term in terms.values())
+    if recipe.execute.get("order") == "time":
+        require_fixed_norms(student, training=True)
     return Distiller(
         student,
         teacher if needed else None,

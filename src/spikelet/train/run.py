@@ -34,9 +34,10 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"run = {path}", "there is no such file", "give a run folder") from error
+        raise UserError(str(path), "there is no such file", "give a run folder") from error
     except ValueError as error:
-        raise UserError(f"run = {path}", f"not JSON ({error})", "write the run again") from error
+        what, fix = f"it is damaged: not JSON ({error})", "take it from a copy, or make it again"
+        raise UserError(str(path), what, fix) from error
 
 
 def write_recipe(run: Path | str, recipe: Recipe) -> None:
@@ -47,8 +48,9 @@ def write_recipe(run: Path | str, recipe: Recipe) -> None:
 def read_recipe(run: Path | str) -> Recipe:
     """The recipe of a run folder, validated."""
     path = Path(run) / "recipe.json"
+    content = read_json(path)
     try:
-        return Recipe.from_json(json.dumps(read_json(path)))
+        return Recipe.from_json(json.dumps(content))
     except UserError as error:
         raise UserError(f"{path}: {error.argument}", error.message, error.fix) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -31,7 +32,7 @@ def encoder(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Enco
 
 
 def runner(recipe: Recipe) -> Execute:
-    """How a student is measured: quantised or fused if it was trained so, else unrolled."""
+    """How a student is measured: quantised, fused or step by step if trained so, else unrolled."""
     return spiking_runner(recipe) if spiking(recipe) else quantised
 
 
@@ -42,5 +43,9 @@ def spiking(recipe: Recipe) -> bool:
 
 def spiking_runner(recipe: Recipe) -> Execute:
     """How a spiking network of a recipe is measured."""
-    fused = recipe.execute.get("kind") == "rate" and recipe.execute.get("fuse")
-    return functools.partial(rate, fuse=True) if fused else bptt
+    ways: dict[str | None, Execute] = {"rate": rate, "bptt": bptt}
+    chosen: dict[str, Any] = {"fuse": True} if recipe.execute.get("fuse") else {}
+    if recipe.execute.get("order") == "time":
+        chosen["order"] = "time"
+    way = ways.get(recipe.execute.get("kind")) if chosen else None
+    return bptt if way is None else functools.partial(way, **chosen)

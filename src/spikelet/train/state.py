@@ -83,6 +83,15 @@ class State:
     def load(self, run: Path) -> None:
         """Continue exactly from run/checkpoint."""
         stored = load_state(run / "checkpoint")
+        try:
+            self._continue(run, stored)
+        except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+            where = run / "checkpoint"
+            fix = f"delete the folder {where} and resume to train from the start"
+            raise UserError(str(where), f"it is damaged ({error!r})", fix) from error
+
+    def _continue(self, run: Path, stored: dict[str, Any]) -> None:
+        """Take over what was stored."""
         self._require_same(run, stored)
         restore(self.distiller, stored["model"], f"resume = {run}")
         self.optimiser.load_state_dict(stored["optimiser"])

@@ -1,0 +1,113 @@
+"""The rows of a run: teacher, untrained conversion and student, measured on the test part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikelet.convert import convert
+from spikelet.data import Batches, Dataset, Split
+from spikelet.distill import freeze
+from spikelet.measure import accuracy, accuracy_over_steps
+from spikelet.recipe import NEURONS, Recipe, build
+from spikelet.train.load import SNN, Loaded
+from spikelet.train.running import encoder, runner, spiking, spiking_runner
+
+EVALUATION_BATCH, ACCELERATED_BATCH = 250, 1000
+GIVEN, LEARNED = "given, before joint training", "after joint training"
+
+
+def evaluation(split: Split, dataset: Dataset, device: torch.device) -> Iterator[Any]:
+    """Batches (images, labels) of a split in its own order."""
+    batch = EVALUATION_BATCH if device.type == "cpu" else ACCELERATED_BATCH
+    batches = Batches(split, dataset, batch, shuffle=False, device=device)
+    return batches.epoch(0)
+
+
+def row(
+    method: str, steps: int | None, value: float, seed: int | None, **more: Any
+) -> dict[str, Any]:
+    """One line of a result table, of a single run on the test part."""
+    common = {"method": method, "steps": steps, "accuracy": value, "std": None, "n": 1}
+    return {**common, "seed": seed, "split": "test", **more}
+
+
+def measured(
+    recipe: Recipe,
+    dataset: Dataset,
+    teacher: Loaded,
+    student: nn.Module,
+    steps: list[int],
+    images: Tensor,
+) -> list[dict[str, Any]]:
+    """Rows of the teacher, the conversion calibrated for each T, and the student, on the test.
+
+    The teacher is the one that the run keeps: of joint training, as it ended.
+    """
+    note = LEARNED if learning(recipe) else None
+    rows = control_rows(recipe, dataset, teacher, steps, images, note)
+    if recipe.method != "convert":
+        rows += student_rows(recipe, dataset, student, steps, images.device)
+    return rows
+
+
+def learning(recipe: Recipe) -> bool:
+    """Whether the teacher ends as another than it began."""
+    return recipe.joint and recipe.method != "convert"
+
+
+def control_rows(
+    recipe: Recipe,
+    dataset: Dataset,
+    teacher: Loaded,
+    steps: list[int],
+    images: Tensor,
+    note: str | None,
+) -> list[dict[str, Any]]:
+    """Rows of the teacher and, if it is an ANN, its conversion calibrated for each T.
+
+    `note` says which teacher it is, where there are two.
+    """
+    device, seed = images.device, recipe.seed
+    net = teacher.net.to(device)
+    kind = f"snn, T = {recipe.steps}" if teacher.kind == SNN else "ann"
+    noted = {} if note is None else {"note": note}
+    value = teacher_accuracy(recipe, dataset, net, teacher.kind, device)
+    rows = [row("teacher", None, value, seed, kind=kind, **noted)]
+    if teacher.kind == SNN:
+        return rows
+    encode = encoder(recipe, dataset.mean, dataset.std)
+    later = {"note": f"of the teacher {note}"} if note == LEARNED else {}
+    for t in steps:
+        converted = convert(
+            net, build("neuron", recipe.neuron, NEURONS), steps=t, calibrate=images
+        )
+        batches = evaluation(dataset.test, dataset, device)
+        value = accuracy_over_steps(converted, batches, [t], spiking_runner(recipe), encode)[t]
+        rows.append(row("convert", t, value, seed, **later))
+    return rows
+
+
+def teacher_accuracy(
+    recipe: Recipe, dataset: Dataset, net: nn.Module, kind: str, device: torch.device
+) -> float:
+    """How a teacher answers the test part, 0 to 1; a spiking one in the student's time steps."""
+    batches, last = evaluation(dataset.test, dataset, device), recipe.steps
+    if kind != SNN:
+        return accuracy(freeze(net), batches)
+    encode = encoder(recipe, dataset.mean, dataset.std)
+    return accuracy_over_steps(net, batches, [last], encode=encode)[last]
+
+
+def student_rows(
+    recipe: Recipe, dataset: Dataset, student: nn.Module, steps: list[int], device: torch.device
+) -> list[dict[str, Any]]:
+    """Rows of the student at each T; a quantised network has the levels it was trained for."""
+    wanted = steps if spiking(recipe) else [recipe.steps]
+    batches = evaluation(dataset.test, dataset, device)
+    encode = encoder(recipe, dataset.mean, dataset.std)
+    found = accuracy_over_steps(student, batches, wanted, runner(recipe), encode)
+    return [row(recipe.method, t, found[t], recipe.seed) for t in wanted]
