@@ -39,8 +39,10 @@ SIGNATURES = {
         "reset='soft', v_reset=0.0, detach=None, surrogate=None, signed=False)"
     ),
     "ann": "(net, x, taps=())",
-    "bptt": "(net, x, taps=())",
-    "rate": "(net, x, taps=(), *, divide_by_steps=False, fuse=False, windows=1)",
+    "bptt": "(net, x, taps=(), *, fuse=False)",
+    "rate": (
+        "(net, x, taps=(), *, divide_by_steps=False, fuse=False, windows=1, order='layers')"
+    ),
     "Term.taps": "(self, pairs)",
     "Term.init": "(self, binding)",
     "Term.__call__": "(self, own, step)",

@@ -11,13 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from small import MODELS, Residual, gradients, images, moving, network, neurons, student
+from small import (
+    MODELS,
+    Residual,
+    gradients,
+    images,
+    moving,
+    network,
+    neurons,
+    scattered,
+    student,
+)
 from spikelet.convert import convert
 from spikelet.encode import Direct, repeat
 from spikelet.errors import UserError
 from spikelet.execute import ann, bptt, gives, rate
 from spikelet.graph import capture
 from spikelet.neuron import IF, LIF, Neuron
+from spikelet.norm import freeze_norms
+from spikelet.rate import add_later
 from spikelet.slopes import eligibility
 from spikelet.spike import Sigmoid, fire
 from spikelet.trace import Trace
@@ -378,19 +390,21 @@ def test_memory_of_rate_does_not_depend_on_steps(name: str, still: bool) -> None
 
 
 @pytest.mark.parametrize("learn", [False, True], ids=["fixed", "learned threshold"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("norms", ["train", "eval", "frozen"])
 @pytest.mark.parametrize("name", NEURON)
 def test_fused_is_the_same(
-    name: str, training: bool, learn: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, norms: str, learn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batch norms that wait for their neuron give logits, taps, statistics and gradients alike.
+    """Norms and sums that wait for their neuron give logits, taps, statistics, gradients alike.
 
     The recursion itself is not compiled here; that is a slow test.
     """
     monkeypatch.setattr("spikelet.slopes.fused", lambda: eligibility)
     found, logits, states, means = [], [], [], []
     for fuse in (False, True):
-        net = student(name, IF(0.75, 0.25, learn_threshold=learn)).train(training)
+        net = student(name, IF(0.75, 0.25, learn_threshold=learn)).train(norms != "eval")
+        if norms == "frozen":
+            freeze_norms(net)
         torch.manual_seed(1)
         trace = rate(net, moving(name, 3), {NEURON[name]: ("mean", "current")}, fuse=fuse)
         found.append(gradients(net, (trace.logits + 1).square().sum()))
@@ -403,6 +417,77 @@ def test_fused_is_the_same(
     torch.testing.assert_close(means[1].current, means[0].current)
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, msg=key)
+
+
+class Sums(nn.Module):
+    """Residual sums of all kinds: of two norms, a norm and spikes, read once or twice, scaled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(5))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(4))
+        self.relus = nn.ModuleList(nn.ReLU() for _ in range(5))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        both = [norm(conv(x)) for norm, conv in zip(self.norms, self.convs, strict=False)]
+        one = self.relus[0](both[0] + both[1])
+        two = self.relus[1](both[2] + one)
+        three = self.relus[2](torch.add(two, both[3]))
+        raw = self.convs[4](three) + three
+        four = self.relus[3](raw)
+        five = self.relus[4](torch.add(raw, four, alpha=0.5) + 0.1)
+        return self.head((four + five).mean((2, 3)))
+
+
+@pytest.mark.parametrize("tapped", [False, True])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_sums_wait_for_their_neuron(
+    training: bool, tapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same logits, taps and gradients as sums made at once; a sum that is tapped has its value."""
+    monkeypatch.setattr("spikelet.slopes.fused", lambda: eligibility)
+    torch.manual_seed(0)
+    model = scattered(Sums().double())
+    taken = []
+    monkeypatch.setattr(
+        "spikelet.execute.add_later", lambda a, b: taken.append(add_later(a, b)) or taken[-1]
+    )
+    found, traces = [], []
+    for fuse in (False, True):
+        net = convert(model, IF(0.75, 0.25)).double().train(training)
+        taps = ["add", "add_1", "norms.0"] if tapped else []
+        trace = rate(net, moving("residual", 3), taps, fuse=fuse)
+        loss = (trace.logits + 1).square().sum()
+        loss = loss + sum(tap.mean.square().sum() for tap in trace.taps.values())
+        found.append(gradients(net, loss))
+        traces.append(trace)
+    close(found)
+    torch.testing.assert_close(traces[1].logits, traces[0].logits)
+    for path, tap in traces[0].taps.items():
+        torch.testing.assert_close(traces[1].taps[path].mean, tap.mean)
+    assert len([one for one in taken if one is not None]) == (1 if tapped else 3)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("name", NEURON)
+def test_without_gradients_the_same_and_no_slopes(
+    name: str, fuse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inference takes no means along, and answers the same logits and fields."""
+    monkeypatch.setattr("spikelet.slopes.fused", lambda: eligibility)
+    taps = {NEURON[name]: FIELDS}
+    for x in (moving(name, 3), repeat(images(name), 3)):
+        net = student(name).eval()
+        recorded = rate(net, x, taps, fuse=fuse)
+        with torch.no_grad():
+            trace = rate(net, x, taps, fuse=fuse)
+        torch.testing.assert_close(trace.logits, recorded.logits, rtol=0, atol=0)
+        for field in FIELDS:
+            one, other = (getattr(t.taps[NEURON[name]], field) for t in (trace, recorded))
+            torch.testing.assert_close(one, other.detach(), msg=field)
 
 
 def test_fused_runs_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:

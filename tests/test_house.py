@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "spikelet"
 
 LAYERS = (
-    "spike encode recipe errors",
+    "spike encode recipe errors heap",
     "neuron norm models data checkpoint vision",
-    "graph trace dual slopes kernels",
-    "rate convert",
+    "graph trace dual anchor slopes kernels windows carry folding unroll",
+    "rate convert stepwise",
     "execute quantise",
     "terms measure",
     "distill inspect export",

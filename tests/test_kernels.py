@@ -191,6 +191,24 @@ def test_the_affine_map_of_a_batch_norm(kernels: ModuleType, steps: int) -> None
                 agree(kernels, laid_out, theta, start, steps, **with_)
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("kind", ["soft", "hard", "signed"])
+def test_a_second_current_is_added(kernels: ModuleType, kind: str, mapped: bool) -> None:
+    """With and without an affine map, in the layout of the first or another one."""
+    x, y = currents(3, 2, 5, 3, 3), currents(3, 2, 5, 3, 3, seed=1)
+    scale, shift = (torch.linspace(a, b, 5, device=DEVICE) for a, b in ((0.5, 1.5), (-0.2, 0.3)))
+    whole = x + (y * spread(scale, y) + spread(shift, y) if mapped else y)
+    given = {"other_scale": scale, "other_shift": shift} if mapped else {}
+    theta, start = thresholds(5)
+    with_ = settings(Sigmoid(), kind)
+    expected = kernels.scan(whole, theta, start, 3, **with_)
+    for first, second in product((x, channels_last(x)), (y, channels_last(y))):
+        found = kernels.scan(first, theta, start, 3, other=second, **given, **with_)
+        for one, all_at_once in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, all_at_once, rtol=2e-5, atol=1e-5)
+        assert torch.equal(found[0], expected[0])
+
+
 def test_other_layouts_are_copied_or_read_once(kernels: ModuleType) -> None:
     """Every second step, a transposed image, an expanded one."""
     theta, start = thresholds(3)
@@ -310,6 +328,7 @@ COMPILED = [
     {"SURROGATE": "arctangent", "ALONG": "none", "SIGNED": True, "STATIC": True},
     {"SURROGATE": "triangle", "ALONG": "columns", "AFFINE": True, "DETACHED": True},
     {"SURROGATE": "sigmoid", "ALONG": "rows", "SLOPED": False, "STEPS": 40, "UNROLL": 1},
+    {"SURROGATE": "sigmoid", "ALONG": "columns", "AFFINE": True, "SUMMED": True, "MAPPED": True},
 ]
 
 
@@ -320,10 +339,10 @@ def test_it_compiles_for_a_gpu(tmp_path: Path, chosen: dict[str, object]) -> Non
 
     kernel = importlib.import_module("spikelet.kernels")._scan
     flags = dict.fromkeys(
-        ("STATIC", "AFFINE", "LEAKY", "HARD", "DETACHED", "SIGNED"), False
+        ("STATIC", "AFFINE", "SUMMED", "MAPPED", "LEAKY", "HARD", "DETACHED", "SIGNED"), False
     ) | {"SLOPED": True, "STEPS": 3, "UNROLL": 3, "ROWS": 16, "COLUMNS": 64}  # fmt: skip
     flags |= chosen
-    kinds = ["*bf16"] * 3 + ["*fp32"] * 5 + ["i32"] * 4 + ["fp32"] * 4
+    kinds = ["*bf16"] * 4 + ["*fp32"] * 7 + ["i32"] * 4 + ["fp32"] * 4
     names = kernel.arg_names
     signature = dict.fromkeys(names, "constexpr") | dict(zip(names, kinds, strict=False))
     constants = {(names.index(name),): value for name, value in flags.items()}

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from spikelet.neuron import per_channel
 
+Affine = tuple[Tensor, Tensor]
+Summand = tuple[Tensor, Affine | None]
+
 
 @dataclass(frozen=True)
 class Dual:
@@ -23,27 +26,43 @@ class Dual:
     Attributes:
         spikes: "(T B) ..." in folded form, or "B ..." while it is the same at every step; not
             recorded for the backward pass.
-        mean: "(W B) ...", differentiable; its value is the mean of `spikes` over each window.
+        mean: "(W B) ...", differentiable; its value is the mean of `spikes` over each window. It is
+            blank where only its gradient is read, and None where no gradient is recorded.
         steps: T, or 1 while the value is the same at every step.
         affine: (scale, shift), each "C", if the value is scale * spikes + shift: a batch norm that
             waits for the neuron behind it, to save a pass over all steps.
         windows: W, or 1 while the value is the same at every step.
+        other: a second summand "(T B) ..." that waits in the same way, with its own affine map.
     """
 
     spikes: Any
     mean: Any
     steps: int
-    affine: tuple[Tensor, Tensor] | None = None
+    affine: Affine | None = None
     windows: int = 1
+    other: Summand | None = None
 
     def settled(self) -> Dual:
         """The same dual with nothing waiting."""
-        if self.affine is None:
+        if self.affine is None and self.other is None:
             return self
         with torch.no_grad():
-            scale, shift = (per_channel(x, self.spikes).to(self.spikes) for x in self.affine)
-            value = torch.addcmul(shift, self.spikes, scale)
+            value = mapped(self.spikes, self.affine)
+            value = value if self.other is None else value + mapped(*self.other)
             return Dual(value, self.mean, self.steps, None, self.windows)
+
+
+def mapped(x: Tensor, affine: Affine | None) -> Tensor:
+    """scale * x + shift per channel, in the precision of x "N C ..."."""
+    if affine is None:
+        return x
+    scale, shift = (per_channel(value, x).to(x) for value in affine)
+    return torch.addcmul(shift, x, scale)
+
+
+def blank(like: Tensor) -> Tensor:
+    """Zeros of that shape that take no memory, for a value that nobody reads."""
+    return like.new_zeros(()).expand(like.shape)
 
 
 def fold(x: Tensor) -> Tensor:

@@ -8,32 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from spikelet.dual import Dual, at_steps, fold, means_at, unfold, window_means
+from spikelet.dual import Dual, at_steps, fold, means_at, over_time, unfold, window_means
 from spikelet.errors import UserError, unknown
 from spikelet.graph import is_activation, resolve, walk
-from spikelet.neuron import Neuron, per_channel, scan
+from spikelet.neuron import Integrator, Neuron, per_channel, scan
+from spikelet.norm import FrozenNorm
 from spikelet.rate import (
+    add_later,
     anchored_potential,
     batch_statistics,
     binary,
     convolve,
     default,
     drop,
+    into_neurons,
     is_linear,
+    is_sum,
     normalise,
     per_step,
+    settle_later,
     spike,
 )
+from spikelet.stepwise import step_by_step
 from spikelet.trace import Tap, Taps, Trace, fields_of
+from spikelet.unroll import mean_over, unrolled, usable
 
 Time = Literal["mean", "windows", "steps"]
+Order = Literal["layers", "time"]
 Wanted = dict[fx.Node, set[str]]
 
 
@@ -83,8 +91,19 @@ def ann(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
     return Trace(logits.unsqueeze(0), answer(net, asked, found))
 
 
-def bptt(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
-    """Runs a spiking network unrolled over x "T B ...": exact surrogate gradients, memory ~ T."""
+def bptt(net: nn.Module, x: Tensor, taps: Taps = (), *, fuse: bool = False) -> Trace:
+    """Runs a spiking network unrolled over x "T B ...": exact surrogate gradients, memory ~ T.
+
+    A neuron keeps its currents alone, in their precision; its gradient cannot be differentiated
+    again. One with parameters that are learned, or tapped for spikes or potentials, keeps all.
+
+    Args:
+        net: a spiking network, as `convert` makes it.
+        x: "T B ...".
+        taps: path -> fields, or paths.
+        fuse: compiles the neurons' two passes over time (some twenty seconds once for each T); the
+            same spikes and gradients, in less time.
+    """
     net, asked = spiking(net), fields_of(taps)
     steps, wanted, found = len(x), wanted_taps(net, asked), {}
 
@@ -97,10 +116,16 @@ def bptt(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
         else:
             value = function(*args, **kwargs)
         if node in wanted:
-            found[node] = Tap(unfold(value, steps).mean(0))
+            found[node] = Tap(mean_over(unfold(value, steps)))
         return value
 
     def neuron(node: fx.Node, function: Neuron, currents: Tensor) -> Tensor:
+        inside = wanted.get(node, set()) & {"spikes", "potential"}
+        if isinstance(function, Integrator) and not inside and usable(function, currents):
+            output = unrolled(function, currents, fuse)
+            if node in wanted:
+                found[node] = Tap(mean_over(output), None, currents)
+            return fold(output)
         run = scan(function, currents)
         output = run.spikes * per_channel(function.theta, currents[0]).to(run.spikes)
         if node in wanted:
@@ -119,6 +144,7 @@ def rate(
     divide_by_steps: bool = False,
     fuse: bool = False,
     windows: int = 1,
+    order: Order = "layers",
 ) -> Trace:
     """Runs a spiking network with rate-based backpropagation (arXiv 2410.11488), in one pass.
 
@@ -133,9 +159,14 @@ def rate(
         fuse: compiles the neurons' scan (some ten seconds once); same spikes, much less time.
         windows: W equal windows of time with a mean of their own each: 1 is rate-based
             backpropagation, W = T is backpropagation through time (docs/windows.md).
+        order: "layers" runs each layer over all steps, with tensors "(T B) ..." for as long as
+            that takes; "time" runs the whole network step by step, so that the peak of memory
+            does not depend on T either. It gives the same, for norms with fixed statistics
+            (`freeze_norms`), one window, and taps of means: for many steps or little memory.
 
     Raises:
-        UserError: if the steps do not divide into so many windows.
+        UserError: if the steps do not divide into so many windows, or for what an order of
+            "time" cannot run.
     """
     net, asked = spiking(net), fields_of(taps)
     steps, wanted, found = len(x), wanted_taps(net, asked), {}
@@ -144,21 +175,30 @@ def rate(
             f"windows = {windows}", f"expected a divisor of the {steps} steps", "try 1 or 2"
         )
 
+    waiting = into_neurons(net, wanted) if fuse else set()
+
     def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
         x = args[0] if args and isinstance(args[0], Dual) else None
         if x is not None and isinstance(function, Neuron):
             return neuron(node, function, x)
-        if x is not None and isinstance(function, (nn.Conv1d, nn.Conv2d)):
-            value = convolve(function, x)
-        elif x is not None and isinstance(function, _BatchNorm) and batch_statistics(function):
-            value = normalise(function, x, steps, wait=fuse and windows == 1)
-        elif x is not None and isinstance(function, _DropoutNd):
-            value = drop(function, x)
-        else:
+        value = None if x is None else known(node, function, args)
+        if value is None:
             value = default(function, args, kwargs, is_linear(node, function), steps, windows)
         if node in wanted:
             found[node] = Tap(_whole(value))
         return value
+
+    def known(node: fx.Node, function: Any, args: Any) -> Dual | None:
+        x, waits = args[0], node in waiting
+        if isinstance(function, (nn.Conv1d, nn.Conv2d)):
+            return convolve(function, x)
+        if isinstance(function, _BatchNorm) and batch_statistics(function):
+            return normalise(function, x, steps, waits)
+        if waits and isinstance(function, (_BatchNorm, FrozenNorm)):
+            return settle_later(function, x)
+        if waits and is_sum(node) and isinstance(args[1], Dual):
+            return add_later(x, args[1])
+        return drop(function, x) if isinstance(function, _DropoutNd) else None
 
     def neuron(node: fx.Node, function: Neuron, x: Dual) -> Dual:
         fields = wanted.get(node, set())
@@ -167,9 +207,15 @@ def rate(
             found[node] = _neuron_tap(function, x, value, response, fields)
         return value
 
-    logits = walk(net, _enter(x, windows), rule)
-    values, means = unfold(at_steps(logits, steps), steps), means_at(logits, windows)
-    means = _Scaled.apply(means, 1 / steps) if divide_by_steps else means
+    if order not in get_args(Order):
+        raise unknown("order", order, get_args(Order))
+    if order == "time":
+        values, means, found = step_by_step(net, x, wanted, windows, fuse)
+    else:
+        logits = walk(net, _enter(x, windows), rule)
+        values, means = unfold(at_steps(logits, steps), steps), means_at(logits, windows)
+    if divide_by_steps and means is not None:
+        means = _Scaled.apply(means, 1 / steps)
     return Trace(per_step(values, means, windows), answer(net, asked, found))
 
 
@@ -198,6 +244,8 @@ def _enter(x: Tensor, windows: int) -> Dual:
 
 def _whole(value: Dual) -> Tensor:
     """The mean over all time "B ..."."""
+    if value.mean is None:
+        return over_time(at_steps(value, value.steps), value.steps)
     return value.mean if value.windows == 1 else unfold(value.mean, value.windows).mean(0)
 
 
@@ -209,7 +257,7 @@ def _neuron_tap(neuron: Neuron, x: Dual, value: Dual, response: Any, fields: set
         currents = unfold(at_steps(x, value.steps), value.steps)
         current = per_step(currents, means_at(x, windows), windows)
     if "potential" in fields:
-        means = anchored_potential(neuron, x, response, windows)
+        means = None if x.mean is None else anchored_potential(neuron, x, response)
         potential = per_step(response.potential, means, windows)
     return Tap(_whole(value), spikes, current, potential)
 

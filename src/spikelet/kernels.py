@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,9 @@ def scan(
     signed: bool,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
+    other: Tensor | None = None,
+    other_scale: Tensor | None = None,
+    other_shift: Tensor | None = None,
     dtype: torch.dtype | None = None,
     slope_dtype: torch.dtype = torch.float32,
     need_slope: bool = True,
@@ -61,7 +64,7 @@ def scan(
 
     All three lie in memory as a step of the currents does. Spikes and slopes are those of
     `slopes.eligibility` in fp32. The slope is with respect to a shift of what is integrated, that
-    is of scale * current + shift where these are given.
+    is of scale * current + shift + other_scale * other + other_shift where these are given.
 
     Args:
         currents: "T B C ...", or "1 B C ..." (or a T of stride 0) where each step is the same; of
@@ -69,6 +72,7 @@ def scan(
         theta, start: threshold and initial potential, each a scalar or "C".
         steps: T.
         scale, shift: "C", the affine map of a batch norm before the neuron.
+        other: "T B C ...", a second current that is added, with an affine map of its own.
         dtype, slope_dtype: of output and mean, that of the currents unless given; of the slope.
             The mean is that of the rounded values; all sums are in fp32.
         need_slope: without it the third answer is None and the work is saved.
@@ -76,10 +80,11 @@ def scan(
     """
     assert (scale is None) == (shift is None)
     currents, inner = _dense(currents)
+    second = currents if other is None else _laid_out(other, currents)
     dtype = dtype or currents.dtype
     output, mean = _empty(steps, currents[0], dtype), _empty(0, currents[0], dtype)
     slope = _empty(0, currents[0], slope_dtype) if need_slope else mean
-    values = _values(theta, start, scale, shift, currents)
+    values = _values(theta, start, [scale, shift, other_scale, other_shift], currents)
     along, rows, columns = _matrix(currents[0], inner, values[0].numel() > 1)
     name, width = _named(surrogate)
     leaky = leak != 1 or gain != 1  # then products decide spikes, so that each is to be rounded
@@ -89,9 +94,11 @@ def scan(
         return output, mean, slope if need_slope else None
     with torch.cuda.device(mean.device) if mean.is_cuda else contextlib.nullcontext():
         _scan[grid](
-            currents, output, mean, slope, *values, rows, columns, mean.numel(), mean.shape[1],
+            currents, second, output, mean, slope, *values,
+            rows, columns, mean.numel(), mean.shape[1],
             leak, gain, rest, width, STEPS=steps, UNROLL=steps if steps <= MOST_UNROLLED else 1,
-            STATIC=len(currents) == 1, ALONG=along, AFFINE=scale is not None, SURROGATE=name,
+            STATIC=len(currents) == 1, ALONG=along, AFFINE=scale is not None,
+            SUMMED=other is not None, MAPPED=other_scale is not None, SURROGATE=name,
             LEAKY=leaky, HARD=hard, DETACHED=detached, SIGNED=signed, SLOPED=need_slope,
             ROWS=tile // wide, COLUMNS=wide, num_warps=warps, enable_fp_fusion=not leaky,
         )  # fmt: skip
@@ -120,6 +127,14 @@ def _dense(currents: Tensor) -> tuple[Tensor, int]:
     return currents, math.prod(first.shape[2:])
 
 
+def _laid_out(other: Tensor, currents: Tensor) -> Tensor:
+    """A second current with the shape, precision and layout of the first."""
+    assert other.shape == currents.shape
+    if other.stride() == currents.stride() and other.dtype == currents.dtype:
+        return other
+    return torch.empty_like(currents).copy_(other)
+
+
 def _matrix(first: Tensor, inner: int, per_channel: bool) -> tuple[str, int, int]:
     """A step as a matrix in memory order: where its channels run, its rows, its columns."""
     size = first.numel()
@@ -131,10 +146,10 @@ def _matrix(first: Tensor, inner: int, per_channel: bool) -> tuple[str, int, int
 
 
 def _values(
-    theta: Tensor, start: Tensor, scale: Tensor | None, shift: Tensor | None, like: Tensor
+    theta: Tensor, start: Tensor, maps: Sequence[Tensor | None], like: Tensor
 ) -> list[Tensor]:
-    """Threshold, start, scale and shift in fp32 on the current's device, each one value or "C"."""
-    given = [theta, start, theta if scale is None else scale, theta if shift is None else shift]
+    """Threshold, start and affine maps in fp32 on the current's device, each one value or "C"."""
+    given = [theta, start, *(theta if x is None else x for x in maps)]
     count = max(x.numel() for x in given)
     return [x.detach().to(like.device, torch.float32).expand(count).contiguous() for x in given]
 
@@ -213,13 +228,28 @@ def _taken(
 
 
 @_compiled
+def _summed(
+    source: tl.tensor, second: tl.tensor, inside: tl.tensor, scale: tl.tensor, shift: tl.tensor,
+    other_scale: tl.tensor, other_shift: tl.tensor,
+    AFFINE: tl.constexpr, SUMMED: tl.constexpr, MAPPED: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """What is integrated at one step: the currents, and the second ones where there are some."""
+    x = _taken(source, inside, scale, shift, AFFINE)
+    if SUMMED:
+        x += _taken(second, inside, other_scale, other_shift, MAPPED)
+    return x
+
+
+@_compiled
 def _scan(
-    currents: tl.tensor, output: tl.tensor, mean: tl.tensor, slope: tl.tensor,
+    currents: tl.tensor, second: tl.tensor, output: tl.tensor, mean: tl.tensor, slope: tl.tensor,
     theta: tl.tensor, start: tl.tensor, scale: tl.tensor, shift: tl.tensor,
+    other_scale: tl.tensor, other_shift: tl.tensor,
     rows: tl.tensor, columns: tl.tensor, size: tl.tensor, channels: tl.tensor,
     leak: tl.tensor, gain: tl.tensor, rest: tl.tensor, width: tl.tensor,
     STEPS: tl.constexpr, UNROLL: tl.constexpr, STATIC: tl.constexpr, ALONG: tl.constexpr,
-    AFFINE: tl.constexpr, SURROGATE: tl.constexpr, LEAKY: tl.constexpr, HARD: tl.constexpr,
+    AFFINE: tl.constexpr, SUMMED: tl.constexpr, MAPPED: tl.constexpr,
+    SURROGATE: tl.constexpr, LEAKY: tl.constexpr, HARD: tl.constexpr,
     DETACHED: tl.constexpr, SIGNED: tl.constexpr, SLOPED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -243,17 +273,27 @@ def _scan(
     if AFFINE:
         scale = tl.load(scale + channel, mask=there, other=0.0)
         shift = tl.load(shift + channel, mask=there, other=0.0)
+    if MAPPED:
+        other_scale = tl.load(other_scale + channel, mask=there, other=0.0)
+        other_shift = tl.load(other_shift + channel, mask=there, other=0.0)
     zero = tl.full([ROWS, COLUMNS], 0.0, tl.float32)
     v = tl.load(start + channel, mask=there, other=0.0) + zero
     count, slopes, rho, none = zero, zero, zero + gain, zero.to(sent.dtype)
     source, target = currents + place + local, output + place + local
-    following = _taken(source, inside, scale, shift, AFFINE)
+    added = second + place + local
+    following = _summed(
+        source, added, inside, scale, shift, other_scale, other_shift, AFFINE, SUMMED, MAPPED
+    )
     for t in tl.range(0, STEPS, loop_unroll_factor=UNROLL):
         x = following
         if not STATIC:
             # the next step is asked for before this one is written: two loads stay in flight
             source += size
-            following = _taken(source, inside & (t + 1 < STEPS), scale, shift, AFFINE)
+            added += size
+            following = _summed(
+                source, added, inside & (t + 1 < STEPS), scale, shift, other_scale, other_shift,
+                AFFINE, SUMMED, MAPPED,
+            )  # fmt: skip
         v, rho, count, s, share = _advance(
             x, v, rho, count, theta, inverse, leak, gain, rest, width,
             SURROGATE, LEAKY, HARD, DETACHED, SIGNED, SLOPED,

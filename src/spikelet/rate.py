@@ -9,7 +9,7 @@ slope of its mean (arXiv 2410.11488). Only the mean is recorded for the backward
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -17,9 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spikelet.anchor import Anchor, Convolve, Fixed, Normalise, StraightThrough, Sum
 from spikelet.dual import (
     Dual,
+    Summand,
     at_steps,
+    blank,
     changed,
     duals_in,
     fold,
@@ -31,7 +34,8 @@ from spikelet.dual import (
 from spikelet.errors import UserError
 from spikelet.neuron import Neuron, per_channel
 from spikelet.norm import FrozenNorm
-from spikelet.slopes import Response, by_jvp, respond
+from spikelet.slopes import Response, respond
+from spikelet.windows import Windowed, linked, respond_in_windows
 
 LINEAR_MODULES = (
     FrozenNorm,
@@ -42,10 +46,10 @@ LINEAR_MODULES = (
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
 )
+SUMS = {operator.add, torch.add}
 LINEAR_FUNCTIONS = {
-    operator.add,
+    *SUMS,
     operator.sub,
-    torch.add,
     torch.flatten,
     torch.cat,
     F.pad,
@@ -57,98 +61,6 @@ LINEAR_FUNCTIONS = {
     "flatten",
     "permute",
 }
-
-
-class _Anchor(torch.autograd.Function):
-    """A value with given slopes towards its inputs: value + sum_i slope_i (x_i - stop(x_i))."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, *pairs: Tensor) -> Tensor:  # type: ignore[override]
-        half = len(pairs) // 2
-        ctx.shapes = [x.shape for x in pairs[:half]]
-        ctx.dtypes = [x.dtype for x in pairs[:half]]
-        ctx.save_for_backward(*pairs[half:])
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        slopes = ctx.saved_tensors
-        grads = [
-            _sum_to((grad * slope), shape).to(dtype)
-            for slope, shape, dtype in zip(slopes, ctx.shapes, ctx.dtypes, strict=True)
-        ]
-        return (None, *grads, *[None] * len(slopes))
-
-
-def _sum_to(grad: Tensor, shape: torch.Size) -> Tensor:
-    """Sums a gradient "B C ..." to a scalar or to "C"; leaves an equal shape alone."""
-    if grad.shape == shape:
-        return grad
-    if not shape:
-        return grad.sum()
-    total = grad.sum([d for d in range(grad.ndim) if d != 1])
-    return (total if total.numel() == shape.numel() else total.sum()).reshape(shape)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The value of one tensor with the gradient of another."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, like: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.dtype = like.dtype
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
-        return None, grad.to(ctx.dtype)
-
-
-class _Convolve(torch.autograd.Function):
-    """A convolution whose value is known; its backward uses the mean input, no second forward."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, value: Tensor, mean: Tensor, weight: Tensor, bias: Tensor | None, conv: Any
-    ) -> Tensor:
-        ctx.save_for_backward(mean, weight)
-        ctx.conv, ctx.bias = conv, bias
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        mean, weight = ctx.saved_tensors
-        conv, dims = ctx.conv, weight.ndim - 2
-        x, w = mean.to(grad.dtype), weight.to(grad.dtype)
-        need = [ctx.needs_input_grad[i] for i in (1, 2, 3)]
-        zero = [0] * dims
-        dx, dw, db = torch.ops.aten.convolution_backward(
-            grad, x, w, [len(weight)] if ctx.bias is not None else None,
-            conv.stride, conv.padding, conv.dilation, False, zero, conv.groups, need,
-        )  # fmt: skip
-        dx = dx.to(mean.dtype) if dx is not None else None
-        dw = dw.to(weight.dtype) if dw is not None else None
-        db = db.to(weight.dtype) if db is not None else None
-        return None, dx, dw, db, None
-
-
-class _Normalise(torch.autograd.Function):
-    """Batch norm of the mean with the spikes' statistics: value known, gradients of methods 3.4."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, value: Tensor, mean: Tensor, weight: Any, bias: Any, mu: Tensor, inv: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(mean, weight, mu, inv)
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        mean, weight, mu, inv = ctx.saved_tensors
-        mask = [bool(need) for need in ctx.needs_input_grad[1:4]]
-        dx, dw, db = torch.ops.aten.native_batch_norm_backward(
-            grad.to(mean.dtype), mean, weight, None, None, mu, inv, True, 0.0, mask
-        )
-        return None, dx, dw, db, None, None
 
 
 def default(
@@ -174,10 +86,12 @@ def default(
         repeated = _valued(function, args, kwargs, total)
         spikes, steps = (spikes, steps) if repeated == spikes else (repeated, total)
     windows = windows if steps > 1 else 1
+    if not torch.is_grad_enabled():
+        return Dual(spikes, None, steps, windows=windows)
     a, k = changed((args, kwargs), lambda d: means_at(d, windows))
     mean = function(*a, **k)
     if isinstance(mean, Tensor) and not linear:
-        mean = _StraightThrough.apply(over_time(spikes, steps, windows), mean)
+        mean = StraightThrough.apply(over_time(spikes, steps, windows), mean)
     return Dual(spikes, mean, steps, windows=windows)
 
 
@@ -198,8 +112,10 @@ def convolve(conv: Any, x: Dual) -> Dual:
         return default(conv, (x,), {}, linear=True, windows=x.windows)
     with torch.no_grad():
         spikes = conv(x.spikes)
+    if not torch.is_grad_enabled():
+        return Dual(spikes, None, x.steps, windows=x.windows)
     value = over_time(spikes, x.steps, x.windows)
-    mean = _Convolve.apply(value, x.mean, conv.weight, conv.bias, conv)
+    mean = Convolve.apply(value, x.mean, conv.weight, conv.bias, conv)
     return Dual(spikes, mean, x.steps, windows=x.windows)
 
 
@@ -212,7 +128,8 @@ def normalise(norm: _BatchNorm, x: Dual, steps: int, wait: bool = False) -> Dual
     """Training batch norm (methods 3.4), with one update of the running statistics.
 
     The statistics are those of the spikes over T, B and positions together; running variance is
-    unbiased with all T B H W of them. With `wait` the values are left for the neuron to compute.
+    unbiased with all T B H W of them. With `wait` the values are left for the neuron to compute,
+    and that of the mean is left out.
     """
     x = x.settled()
     affine = None
@@ -227,12 +144,38 @@ def normalise(norm: _BatchNorm, x: Dual, steps: int, wait: bool = False) -> Dual
         count = x.spikes.numel() // x.spikes.shape[1] * (steps if x.steps == 1 else 1)
         variance = inv.to(mu).pow(-2) - norm.eps
         _track(norm, mu, variance, count)
+    if not torch.is_grad_enabled():
+        return Dual(spikes, None, x.steps, affine, x.windows)
+    with torch.no_grad():
         # the statistics are one for all steps, so the mean's value is the norm of the mean
-        value = F.batch_norm(
-            x.mean.detach(), mu, variance, norm.weight, norm.bias, False, 0.0, norm.eps
-        )
-    mean = _Normalise.apply(value, x.mean, norm.weight, norm.bias, mu, inv)
+        value = blank(x.mean) if wait else F.batch_norm(
+            x.mean, mu, variance, norm.weight, norm.bias, False, 0.0, norm.eps
+        )  # fmt: skip
+    mean = Normalise.apply(value, x.mean, norm.weight, norm.bias, mu, inv)
     return Dual(spikes, mean, x.steps, affine, x.windows)
+
+
+def settle_later(norm: Any, x: Dual) -> Dual:
+    """A norm of settled statistics whose values are left for the neuron to compute."""
+    x = x.settled()
+    with torch.no_grad():
+        inv = (norm.running_var + norm.eps).rsqrt()
+        affine = scale_and_shift(norm, norm.running_mean, inv)
+    if not torch.is_grad_enabled():
+        return Dual(x.spikes, None, x.steps, affine, x.windows)
+    mean = Fixed.apply(blank(x.mean), x.mean, norm.weight, norm.bias, norm)
+    return Dual(x.spikes, mean, x.steps, affine, x.windows)
+
+
+def add_later(a: Dual, b: Dual) -> Dual | None:
+    """A residual sum that is left for the neuron to compute; None where one has to be made now."""
+    if a.other is not None or b.other is not None or (a.steps, a.windows) != (b.steps, b.windows):
+        return None
+    x, y = a.spikes, b.spikes
+    if a.windows > 1 or x.shape != y.shape or x.dtype != y.dtype:
+        return None
+    mean = Sum.apply(a.mean, b.mean) if torch.is_grad_enabled() else None
+    return Dual(x, mean, a.steps, a.affine, a.windows, (y, b.affine))
 
 
 def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -245,7 +188,7 @@ def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return mean, (variance + eps).rsqrt()
 
 
-def scale_and_shift(norm: _BatchNorm, mu: Tensor, inv: Tensor) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: Any, mu: Tensor, inv: Tensor) -> tuple[Tensor, Tensor]:
     """Batch norm of given statistics as scale * x + shift, each "C"."""
     scale = inv if norm.weight is None else inv * norm.weight
     shift = -mu * scale
@@ -266,85 +209,108 @@ def _track(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None
 def drop(dropout: nn.Module, x: Dual) -> Dual:
     """Dropout with one mask for all steps."""
     x = x.settled()
-    mask = dropout(torch.ones_like(unfold(x.mean, x.windows)[0]))
+    mask = dropout(torch.ones_like(unfold(x.spikes, x.steps)[0]))
     spikes = fold(unfold(x.spikes, x.steps) * mask)
+    if not torch.is_grad_enabled():
+        return Dual(spikes, None, x.steps, windows=x.windows)
     return Dual(spikes, fold(unfold(x.mean, x.windows) * mask), x.steps, windows=x.windows)
 
 
-def spike(
-    neuron: Neuron, x: Dual, steps: int, potential: bool, fuse: bool = False, windows: int = 1
-) -> tuple[Dual, Response]:
-    """A neuron: runs over the spikes' currents; its means have the slopes of the response."""
+def refuse_recurrent(neuron: Neuron) -> None:
+    """Raises for a neuron that has no slope of its own."""
     if not neuron.elementwise:
         raise UserError(
             f"neuron {type(neuron).__name__}",
             "`rate` needs neurons whose spikes depend on their own current alone",
             "use execute=bptt",
         )
-    if windows > 1:
-        return _in_windows(neuron, x.settled(), steps, windows)
-    response = respond(neuron, unfold(x.spikes, x.steps), steps, potential, fuse, x.affine)
+
+
+def spike(
+    neuron: Neuron, x: Dual, steps: int, potential: bool, fuse: bool = False, windows: int = 1
+) -> tuple[Dual, Response | Windowed]:
+    """A neuron: runs over the spikes' currents; its means have the slopes of the response."""
+    refuse_recurrent(neuron)
+    if windows > 1 and torch.is_grad_enabled():
+        return _in_windows(neuron, x, steps, windows, potential, fuse)
+    currents = unfold(x.spikes, x.steps)
+    other = _over_time(x.other, x.steps)
+    response = respond(neuron, currents, steps, potential, fuse, x.affine, other)
+    if not torch.is_grad_enabled():
+        return Dual(fold(response.output), None, steps, windows=windows), response
     inputs, slopes = [x.mean], [response.slope]
     for name, (slope, _) in (response.parameters or {}).items():
         inputs.append(neuron.get_parameter(name))
         slopes.append(slope)
-    mean = _Anchor.apply(response.mean_output, *inputs, *slopes)
+    mean = Anchor.apply(response.mean_output, *inputs, *slopes)
     return Dual(fold(response.output), mean, steps), response
 
 
-def _in_windows(neuron: Neuron, x: Dual, steps: int, windows: int) -> tuple[Dual, Response]:
-    """`spike` with a causal matrix of slopes between windows (methods 3.9)."""
-    with torch.no_grad():
-        currents = unfold(at_steps(x, steps), steps)
-        currents = currents.float() if currents.dtype.itemsize < 4 else currents
-        response = by_jvp(neuron, currents, potential=True, windows=windows)
-    mean = _linked(neuron, x, response, response.output, response.slope, 0)
+def _over_time(other: Summand | None, steps: int) -> Summand | None:
+    return None if other is None else (unfold(other[0], steps), other[1])
+
+
+def _in_windows(
+    neuron: Neuron, x: Dual, steps: int, windows: int, potential: bool, fuse: bool
+) -> tuple[Dual, Windowed]:
+    """`spike` with causal slopes between windows (docs/windows.md)."""
+    x = x if x.other is None else x.settled()
+    currents = unfold(x.spikes, x.steps)
+    response = respond_in_windows(neuron, currents, steps, windows, potential, fuse, x.affine)
+    mean = linked(neuron, x, response, response.means, response.links, 0)
     return Dual(fold(response.output), mean, steps, windows=windows), response
 
 
-def _linked(
-    neuron: Neuron, x: Dual, response: Response, values: Tensor, slope: Tensor, which: int
-) -> Tensor:
-    """Window means "(W B) ..." of values "T B ...", with slopes "W W B ..." to the currents'.
-
-    `which` is 0 for the output, 1 for the potential, as in the slopes of parameters.
-    """
-    windows = len(slope)
-    current = unfold(means_at(x, windows), windows)
-    change = torch.einsum("wv...,v...->w...", slope, (current - current.detach()).to(slope))
-    mean = window_means(values, windows) + change.to(values)
-    for name, slopes in (response.parameters or {}).items():
-        parameter, own = neuron.get_parameter(name), slopes[which]
-        assert own is not None
-        mean = mean + own * per_channel(parameter - parameter.detach(), values[0])
-    return fold(mean)
-
-
-def anchored_potential(neuron: Neuron, x: Dual, response: Response, windows: int = 1) -> Tensor:
+def anchored_potential(neuron: Neuron, x: Dual, response: Response | Windowed) -> Tensor:
     """The mean pre-reset potential "(W B) ..." with its own slopes (methods 3.2)."""
-    assert response.potential is not None and response.potential_slope is not None
-    if windows > 1:
-        values, matrix = response.potential, response.potential_slope
-        return _linked(neuron, x.settled(), response, values, matrix, 1)
+    assert response.potential is not None
+    if isinstance(response, Windowed):
+        assert response.potential_links is not None
+        means = window_means(response.potential, len(response.means))
+        return linked(neuron, x, response, means, response.potential_links, 1)
+    assert response.potential_slope is not None
     inputs, slopes = [x.mean], [response.potential_slope]
     for name, (_, slope) in (response.parameters or {}).items():
         assert slope is not None
         inputs.append(neuron.get_parameter(name))
         slopes.append(slope)
-    return _Anchor.apply(response.potential.mean(0), *inputs, *slopes)
+    return Anchor.apply(response.potential.mean(0), *inputs, *slopes)
 
 
-def per_step(values: Tensor, means: Tensor, windows: int = 1) -> Tensor:
-    """ "T B ...": the value of each step, the derivative of the mean of its window."""
+def per_step(values: Tensor, means: Tensor | None, windows: int = 1) -> Tensor:
+    """ "T B ...": the value of each step, the derivative of the mean of its window, if any."""
+    if means is None:
+        return values
     means = unfold(means, windows).unsqueeze(1)
     means = means.expand(-1, len(values) // windows, *means.shape[2:]).flatten(0, 1)
-    return _StraightThrough.apply(values, means)
+    return StraightThrough.apply(values, means)
 
 
-def binary(neuron: Neuron, output: Tensor, means: Tensor, windows: int = 1) -> Tensor:
+def binary(neuron: Neuron, output: Tensor, means: Tensor | None, windows: int = 1) -> Tensor:
     """A neuron's spikes s "T B ..." from theta * s, with the derivative of their means."""
-    theta = per_channel(neuron.theta, means).to(means)
-    return per_step((output / theta.detach()).round(), means / theta, windows)
+    theta = per_channel(neuron.theta, output[0]).to(output)
+    spikes = (output / theta.detach()).round()
+    return per_step(spikes, None if means is None else means / theta, windows)
+
+
+def into_neurons(net: fx.GraphModule, tapped: Container[fx.Node]) -> set[fx.Node]:
+    """Nodes whose only reader is a neuron, or a sum that only a neuron reads; taps read, too."""
+    modules = dict(net.named_modules())
+    found: set[fx.Node] = set()
+    for node in reversed(net.graph.nodes):
+        if node in tapped or len(node.users) != 1:
+            continue
+        (user,) = node.users
+        fires = user.op == "call_module" and isinstance(modules[str(user.target)], Neuron)
+        if fires or (user in found and is_sum(user) and not is_sum(node)):
+            found.add(node)
+    return found
+
+
+def is_sum(node: fx.Node) -> bool:
+    """Whether a call adds two values, and nothing else."""
+    two = len(node.args) == 2 and all(isinstance(arg, fx.Node) for arg in node.args)
+    return node.op == "call_function" and node.target in SUMS and two and not node.kwargs
 
 
 def is_linear(node: fx.Node, function: Any) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from spikelet import kernels
-from spikelet.dual import window_means
+from spikelet.dual import Affine, Summand, window_means
 from spikelet.neuron import Integrator, Neuron, Scan, per_channel, scan
 
 
@@ -53,7 +53,6 @@ class Response:
 
 
 COMPILED_FORMS = 64
-Affine = tuple[Tensor, Tensor]
 
 
 def respond(
@@ -63,25 +62,37 @@ def respond(
     potential: bool = False,
     fuse: bool = False,
     affine: Affine | None = None,
+    other: Summand | None = None,
 ) -> Response:
     """Runs a neuron over `steps` steps of currents "T B ...", T = steps or 1 if they are constant.
 
     Nothing is recorded for automatic differentiation. `fuse` runs the closed form as one kernel,
     in the precision of the currents. `affine` holds (scale, shift), each "C": the neuron
-    integrates scale * current + shift, as behind a batch norm.
+    integrates scale * current + shift, as behind a batch norm. `other` is a second current as large
+    as the first that is added to it, as behind a residual sum. Where gradients are off, the slope
+    is a zero.
     """
     wanted = torch.is_grad_enabled()
     with torch.no_grad():
         learned = wanted and any(p.requires_grad for p in neuron.parameters())
         if isinstance(neuron, Integrator) and not learned and not potential:
             if fuse and kernels.usable(neuron, currents):
-                return in_one_kernel(neuron, currents, steps, wanted, affine)
-            return closed_form(neuron, currents, steps, fuse, affine)
-        currents = currents.float() if currents.dtype.itemsize < 4 else currents
-        if affine is not None:
-            scale, shift = (per_channel(x, currents[0]) for x in affine)
-            currents = currents * scale + shift
-        return by_jvp(neuron, currents.expand(steps, *currents.shape[1:]), potential)
+                return in_one_kernel(neuron, currents, steps, wanted, affine, other)
+            return closed_form(neuron, currents, steps, fuse, affine, other, wanted)
+        return by_jvp(neuron, integrated(currents, steps, affine, other), potential)
+
+
+def integrated(
+    currents: Tensor, steps: int, affine: Affine | None, other: Summand | None = None
+) -> Tensor:
+    """What a neuron integrates, "T B ...", in fp32 at least."""
+    currents = currents.float() if currents.dtype.itemsize < 4 else currents
+    if affine is not None:
+        scale, shift = (per_channel(x, currents[0]) for x in affine)
+        currents = currents * scale + shift
+    if other is not None:
+        currents = currents + integrated(other[0], steps, other[1])
+    return currents.expand(steps, *currents.shape[1:])
 
 
 def closed_form(
@@ -90,6 +101,8 @@ def closed_form(
     steps: int,
     fuse: bool = False,
     affine: Affine | None = None,
+    other: Summand | None = None,
+    sloped: bool = True,
 ) -> Response:
     """The eligibility recursion for IF and LIF (methods 3.2, in general form).
 
@@ -97,27 +110,46 @@ def closed_form(
     where f_t is 1 (soft, detached), 1 - q_t (soft), 1 - s_t (hard, detached) or
     (1 - s_t) - (h_t - v_reset) q_t / theta (hard). `fuse` compiles it into one kernel.
     """
+    shape, run = currents.shape[1:], fused() if fuse else eligibility
+    arguments = scan_arguments(neuron, currents, steps, fuse, affine)
+    waiting: dict[str, Any] = {"sloped": sloped}
+    if other is not None:
+        waiting |= _second(*other, arguments[0], fuse)
+    output, slope, mean = run(*arguments, **waiting)
+    output = output.reshape(steps, *shape)
+    return Response(output, slope.reshape(shape) if sloped else slope, mean=mean.reshape(shape))
+
+
+def _second(other: Tensor, affine: Affine | None, folded: Tensor, fuse: bool) -> dict[str, Any]:
+    """A second current as `eligibility` takes it, beside the first "T B C N"."""
+    if affine is None and fuse:
+        affine = (other.new_ones(1), other.new_zeros(1))
+    columns = () if affine is None else (_column(x, folded) for x in affine)
+    return {"other": other.reshape(folded.shape)} | dict(
+        zip(("other_scale", "other_shift"), columns, strict=False)
+    )
+
+
+def _column(value: Tensor, folded: Tensor) -> Tensor:
+    """A scalar or "C" as "C 1", in the precision of the recursion."""
+    precise = torch.promote_types(folded.dtype, torch.float32)
+    return value.flatten().to(folded.device, precise).expand(folded.shape[2]).reshape(-1, 1)
+
+
+def scan_arguments(
+    neuron: Integrator, currents: Tensor, steps: int, fuse: bool, affine: Affine | None
+) -> tuple[Any, ...]:
+    """What `eligibility` takes for a neuron and its currents "T B C ..."."""
     first = currents[0]
     shape = first.shape
     folded = currents.reshape(len(currents), shape[0], shape[1], -1)
-    precise = torch.promote_types(first.dtype, torch.float32)
-
-    def column(value: Tensor) -> Tensor:
-        return value.to(first.device, precise).expand(shape[1]).reshape(-1, 1)
-
-    theta, start = column(neuron.theta), column(neuron.initial)
+    theta, start = (_column(x, folded) for x in (neuron.theta, neuron.initial))
     if fuse and affine is None:  # one compiled form for both
         affine = (torch.ones_like(theta), torch.zeros_like(theta))
-    waiting = () if affine is None else tuple(column(x.flatten()) for x in affine)
+    waiting = () if affine is None else tuple(_column(x, folded) for x in affine)
     kind = (neuron.reset == "hard", neuron.detached, neuron.signed)
-    leak, gain, rest = float(neuron.leak), float(neuron.gain), neuron.v_reset
-    run = fused() if fuse else eligibility
-    slope_of = neuron.surrogate.slope
-    output, slope, mean = run(
-        folded, theta, start, steps, leak, gain, rest, slope_of, *kind, *waiting
-    )
-    output = output.reshape(steps, *shape)
-    return Response(output, slope.reshape(shape), mean=mean.reshape(shape))
+    numbers = (float(neuron.leak), float(neuron.gain), neuron.v_reset)
+    return folded, theta, start, steps, *numbers, neuron.surrogate.slope, *kind, *waiting
 
 
 def in_one_kernel(
@@ -126,9 +158,13 @@ def in_one_kernel(
     steps: int,
     slopes: bool = True,
     affine: Affine | None = None,
+    other: Summand | None = None,
 ) -> Response:
     """`closed_form` on a GPU, in the precision of the currents; the slope is 0 if unwanted."""
     scale, shift = (None, None) if affine is None else affine
+    second, (more, extra) = (None, (None, None))
+    if other is not None:
+        second, (more, extra) = other[0], other[1] or (None, None)
     output, mean, slope = kernels.scan(
         currents,
         neuron.theta,
@@ -143,6 +179,9 @@ def in_one_kernel(
         signed=neuron.signed,
         scale=scale,
         shift=shift,
+        other=second,
+        other_scale=more,
+        other_shift=extra,
         slope_dtype=currents.dtype,
         need_slope=slopes,
     )
@@ -163,57 +202,91 @@ def eligibility(
     signed: bool,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
+    other: Tensor | None = None,
+    other_scale: Tensor | None = None,
+    other_shift: Tensor | None = None,
+    sloped: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output theta * s "T B C N", slope of its mean "B C N", that mean "B C N".
 
     Currents are "T B C N", or "1 B C N" where each step is the same; theta, start, scale and shift
-    "C 1". Output and mean have the currents' precision, the recursion fp32 at least.
+    "C 1"; `other`, which is added, likewise. All answers have the currents' precision, the
+    recursion fp32 at least. The slope is a zero if it is not wanted.
     """
     v = start.expand_as(currents[0])
     rho: Tensor | float = gain
     slope, sent, total, outputs = *(torch.zeros_like(v) for _ in range(3)), []
     for t in range(steps):
-        current = (currents[t] if len(currents) > 1 else currents[0]).to(v.dtype)
-        if scale is not None and shift is not None:
-            current = current * scale + shift
-        h = (v if leak == 1 else rest + leak * (v - rest)) + (
-            current if gain == 1 else gain * current
+        current = current_at(currents, t, v.dtype, scale, shift)
+        if other is not None:
+            current = current + current_at(other, t, v.dtype, other_scale, other_shift)
+        v, sent, s, q, kept = advance(
+            v, sent, current, theta, leak, gain, rest, slope_of, hard, detached, signed
         )
-        u = h / theta - 1
-        s, q = (u >= 0).to(h.dtype), slope_of(u)
-        if signed:
-            positive = (sent > 0).to(h.dtype)
-            q = q + slope_of(u + 1) * positive
-            s = s - (h < 0).to(h.dtype) * positive
-            sent = sent + s
-        slope = slope + rho * q
         outputs.append((s * theta).to(currents.dtype))
         total = total + outputs[-1]
-        if hard:
-            v = h * (1 - s) + rest * s
-            kept: Tensor | float = 1 - s if detached else (1 - s) - (h - rest) * q / theta
-        else:
-            v = h - s * theta
-            kept = 1.0 if detached else 1 - q
-        rho = gain + leak * kept * rho
-    return torch.stack(outputs), slope / steps, (total / steps).to(currents.dtype)
+        if sloped:
+            slope, rho = slope + rho * q, gain + leak * kept * rho
+    found = (slope / steps).to(currents.dtype) if sloped else v.new_zeros(())
+    return torch.stack(outputs), found, (total / steps).to(currents.dtype)
+
+
+def current_at(
+    currents: Tensor, t: int, dtype: torch.dtype, scale: Tensor | None, shift: Tensor | None
+) -> Tensor:
+    """The current of one step "B C N", after the affine map."""
+    current = (currents[t] if len(currents) > 1 else currents[0]).to(dtype)
+    return current if scale is None or shift is None else current * scale + shift
+
+
+def advance(
+    v: Tensor,
+    sent: Tensor,
+    current: Tensor,
+    theta: Tensor,
+    leak: float,
+    gain: float,
+    rest: float,
+    slope_of: Callable[[Tensor], Tensor],
+    hard: bool,
+    detached: bool,
+    signed: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | float]:
+    """One step of IF or LIF: the next v, the spikes sent, s, q = theta ds/dh and f = dv/dh."""
+    h = (v if leak == 1 else rest + leak * (v - rest)) + (current if gain == 1 else gain * current)
+    u = h / theta - 1
+    s, q = (u >= 0).to(h.dtype), slope_of(u)
+    if signed:
+        positive = (sent > 0).to(h.dtype)
+        q = q + slope_of(u + 1) * positive
+        s = s - (h < 0).to(h.dtype) * positive
+        sent = sent + s
+    if hard:
+        kept: Tensor | float = 1 - s if detached else (1 - s) - (h - rest) * q / theta
+        return h * (1 - s) + rest * s, sent, s, q, kept
+    return h - s * theta, sent, s, q, 1.0 if detached else 1 - q
+
+
+def fused() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """`eligibility` compiled for any shape."""
+    return compiled(eligibility)
 
 
 @functools.cache
-def fused() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """`eligibility` compiled for any shape; as it is, with one line said, without a compiler."""
+def compiled(form: Callable[..., Any]) -> Callable[..., Any]:
+    """A recursion compiled for any shape; as it is, with one line said, without a compiler."""
     if not torch.cuda.is_available() and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         warnings.warn("no C++ compiler found: neurons run without the fused kernel", stacklevel=2)
-        return eligibility
-    compiled = torch.compile(eligibility, dynamic=True)
+        return form
+    kernel = torch.compile(form, dynamic=True)
     dynamo: Any = importlib.import_module("torch._dynamo.config")
     shapes: Any = importlib.import_module("torch.fx.experimental._config")
 
-    def run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def run(*arguments: Any, **named: Any) -> Any:
         # each T and static input compiles anew: past the usual limit it would fall back silently;
         # a batch as large as a layer is wide must not count as another form
         with dynamo.patch(recompile_limit=COMPILED_FORMS), shapes.patch(use_duck_shape=False):
-            return compiled(*arguments)
+            return kernel(*arguments, **named)
 
     return run
 

@@ -10,13 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from small import MODELS, gradients, images, moving, network, neurons, student
+from spikelet.bench.memory import saved_bytes
+from spikelet.convert import convert
 from spikelet.distill import Distiller
 from spikelet.encode import Direct, repeat
 from spikelet.errors import UserError
 from spikelet.execute import bptt, gives, rate
-from spikelet.neuron import IF, Neuron
-from spikelet.slopes import by_jvp
+from spikelet.neuron import IF, LIF, Neuron
+from spikelet.slopes import by_jvp, integrated
 from spikelet.terms import CrossEntropy, Logits, StepLogits
+from spikelet.windows import Links, by_products, chained, through_triangle
 
 STEPS = 4
 PLACES = {"residual": "relu2", "stages": "layer2", "one-dimensional": "2", "concatenate": "join"}
@@ -62,12 +65,14 @@ def test_as_many_windows_as_steps_are_bptt(name: str, training: bool, still: boo
             torch.testing.assert_close(found[1][2][key], found[0][2][key], msg=key)
 
 
+@pytest.mark.parametrize("place", ["relu2", None], ids=["potentials", "closed form alone"])
 @pytest.mark.parametrize("name", neurons())
-def test_every_neuron_at_as_many_windows_as_steps(name: str) -> None:
+def test_every_neuron_at_as_many_windows_as_steps(name: str, place: str | None) -> None:
     found = []
     for execute in (bptt, partial(rate, windows=STEPS)):
         net = student("residual", neurons(threshold=0.75, initial=0.25)[name]).train()
-        found.append(run(net, execute, moving("residual", STEPS), "relu2"))
+        x = moving("residual", STEPS) if place else repeat(images("residual"), STEPS)
+        found.append(run(net, execute, x, place))
     torch.testing.assert_close(found[1][0], found[0][0])
     close(found[1][1], found[0][1])
 
@@ -109,6 +114,162 @@ def test_slope_matrices(name: str, windows: int) -> None:
     torch.testing.assert_close(slope, expected)
     for out in range(windows):
         assert bool((slope[out, out + 1 :] == 0).all())
+
+
+def matrix(links: Links, shape: torch.Size) -> Tensor:
+    """E "W W B ..." row by row: what a unit gradient of one window's mean gives."""
+    rows = []
+    for window in range(shape[0]):
+        unit = torch.zeros(shape, dtype=torch.float64)
+        unit[window] = 1
+        rows.append(links.pull(unit, *links.slopes))
+    return torch.stack(rows)
+
+
+FORMS = [(name, 3, False) for name in neurons()] + [
+    (name, windows, still)
+    for name in ("IF-soft0-full", "LIF-decay-soft0-detached", "LIF-hard-0.2-full")
+    for windows, still in ((2, False), (6, False), (3, True), (6, True))
+]
+
+
+@pytest.mark.parametrize(("name", "windows", "still"), FORMS)
+def test_closed_form(name: str, windows: int, still: bool) -> None:
+    """Against a Jacobian-vector product for each window, behind a batch norm that waits."""
+    neuron = neurons(threshold=torch.linspace(0.6, 1, 4), initial=0.3)[name].double()
+    generator = torch.Generator().manual_seed(0)
+    currents = torch.randn(6, 5, 4, 2, dtype=torch.float64, generator=generator)
+    currents = currents[:1] if still else currents
+    affine = torch.linspace(0.5, 1.5, 4).double(), torch.linspace(0, 0.4, 4).double()
+    fast = chained(neuron, currents, 6, windows, affine=affine)
+    moved = integrated(currents, 6, affine)
+    expected = by_jvp(neuron, moved, windows=windows)
+    torch.testing.assert_close(fast.output, expected.output)
+    torch.testing.assert_close(fast.means, expected.output.unflatten(0, (windows, -1)).mean(1))
+    assert float(expected.slope.abs().max()) > 0.1
+    torch.testing.assert_close(matrix(fast.links, fast.means.shape), expected.slope)
+    slow = by_products(neuron, moved, windows)
+    assert slow.links.pull is through_triangle
+    torch.testing.assert_close(matrix(slow.links, slow.means.shape), expected.slope)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", ["residual", "stages", "concatenate", "mlp"])
+def test_networks_by_the_closed_form_and_by_products(
+    name: str, training: bool, fuse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same logits, taps, statistics and gradients at W < T; batch norms wait where it is fused.
+
+    The recursion itself is not compiled here; that is a slow test.
+    """
+    monkeypatch.setattr("spikelet.windows.compiled", lambda form: form)
+
+    def slowly(neuron: Neuron, currents: Tensor, steps: int, windows: int, *rest) -> object:
+        return by_products(neuron, integrated(currents, steps, rest[1]), windows)
+
+    found = []
+    for slow in (False, True):
+        with monkeypatch.context() as patch:
+            if slow:
+                patch.setattr("spikelet.windows.chained", slowly)
+            net = student(name, IF(0.75, 0.25)).train(training)
+            execute = partial(rate, windows=2, fuse=fuse and not slow)
+            found.append((*run(net, execute, moving(name, STEPS)), net.state_dict()))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    close(found[0][1], found[1][1])
+    for key, value in found[1][2].items():
+        torch.testing.assert_close(found[0][2][key], value, msg=key)
+
+
+class Fork(nn.Module):
+    """Two branches of the image, a batch norm in one, and their sum; again on spikes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 1)
+        self.norm, self.again = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.linear = nn.Linear(256, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.left(x)) + self.right(x))
+        return self.linear(torch.flatten(F.relu(self.norm(self.again(x)) + x), 1))
+
+
+def test_sums_that_wait_and_runs_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A still image's residual sum, fused or not, recorded or not: the same logits, gradients."""
+    for place in ("slopes", "windows"):
+        monkeypatch.setattr(f"spikelet.{place}.compiled", lambda form: form)
+    torch.manual_seed(0)
+    net, x = convert(Fork().double(), IF(0.75, 0.25)).double().train(), repeat(images(), STEPS)
+    expected = run(net, bptt, x)[0]
+    found = [run(net, partial(rate, windows=2, fuse=fuse), x) for fuse in (False, True)]
+    close(found[1][1], found[0][1])
+    for fuse in (False, True):
+        torch.testing.assert_close(found[fuse][0], expected)
+        with torch.no_grad():
+            logits = rate(net, x, windows=2, fuse=fuse).logits
+        torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("neuron", [IF(), LIF(tau=1.25)], ids=["full", "detached"])
+def test_slopes_that_are_kept(neuron: Neuron) -> None:
+    """One number a window less one for each of 2 or 4, as docs/windows.md says; never W (W+1) / 2.
+
+    Where the reset is detached what is written and kept is the same for all elements.
+    """
+    currents = torch.rand(12, 5, 4, 2, generator=torch.Generator().manual_seed(0))
+    for windows, most in {2: 3, 3: 8, 4: 12, 6: 20, 12: 23}.items():
+        slopes = chained(neuron, currents, 12, windows).links.slopes
+        held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in slopes}
+        constant = 4 * 2 * windows
+        assert sum(held.values()) <= most * currents[0].nbytes + constant
+        if neuron.detached:
+            assert sum(held.values()) <= (2 * windows - 1) * currents[0].nbytes + constant
+
+
+def test_memory_grows_with_the_windows_not_with_the_steps() -> None:
+    def of(windows: int, steps: int) -> int:
+        execute = partial(rate, windows=windows)
+        net = student("stages", IF(0.75, 0.25)).train()
+        return saved_bytes(lambda: execute(net, moving("stages", steps, 16)).logits.sum())
+
+    for windows in (2, 4):
+        several = [of(windows, steps) for steps in (8, 16)]
+        assert max(several) <= 1.02 * min(several)
+    one, two, four, eight = (of(windows, 16) for windows in (1, 2, 4, 8))
+    assert two < 2.5 * one
+    assert eight - four == pytest.approx(2 * (four - two), rel=0.3)
+    assert eight < of(16, 16)
+
+
+def test_windows_run_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spikes travel in the precision of the currents; gradients stay close to fp32's."""
+    monkeypatch.setattr("spikelet.windows.compiled", lambda form: form)
+    found = []
+    for half in (False, True):
+        net = student("residual").float().train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            trace = rate(net, moving("residual", 4).float(), fuse=True, windows=2)
+        found.append(gradients(net, trace.mean_logits.float().square().sum()))
+    for key, exact in found[0].items():
+        similar = F.cosine_similarity(exact.flatten(), found[1][key].float().flatten(), dim=0)
+        assert float(exact.norm()) < 1e-6 or float(similar) > 0.8, key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["IF-soft0-full", "LIF-soft0-detached", "LIF-decay-hard-0.2-full"])
+def test_compiled_closed_form(name: str) -> None:
+    """Compiled and not: the same spikes and slopes, for windows and shapes of any size."""
+    neuron = neurons(threshold=torch.linspace(0.6, 1, 4), initial=0.3)[name].double()
+    for steps, windows in ((4, 2), (4, 4), (6, 3)):
+        for shape in ((5, 4, 2), (3, 4, 7)):
+            currents = torch.randn(steps, *shape, dtype=torch.float64)
+            fast, slow = (chained(neuron, currents, steps, windows, fuse) for fuse in (True, False))
+            assert torch.equal(fast.output, slow.output)
+            torch.testing.assert_close(fast.means, slow.means)
+            for one, other in zip(fast.links.slopes, slow.links.slopes, strict=True):
+                torch.testing.assert_close(one, other)
 
 
 def test_more_windows_come_nearer_to_bptt() -> None:

@@ -37,9 +37,12 @@ def main() -> None:
     import torch
 
     from spikelet.bench.memory import measure
+    from spikelet.heap import keep_freed_memory
 
     fields, case = json.loads(sys.stdin.read())
     setting = Setting.from_json(fields)
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)
+    if setting.device == "cpu":
+        keep_freed_memory()
     print(json.dumps(measure(setting, Case(**case))))

@@ -36,6 +36,15 @@ def intervals(step: Step, repeats: int, device: torch.device) -> list[list[float
     return [[_between(a, b) for a, b in pairwise(each)] for each in marks]
 
 
+def first(step: Step, device: torch.device) -> float:
+    """Seconds of one step from its beginning to its end on the device, compilation included."""
+    begin = time.perf_counter()
+    step(time.perf_counter)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
 def _event() -> Any:
     event = torch.cuda.Event(enable_timing=True)
     event.record()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikelet.bench.clock import Mark, intervals
+from spikelet.bench.clock import Mark, first, intervals
 from spikelet.bench.foreign import PACKAGES, implementation
 from spikelet.bench.memory import MIB, peak_bytes, saved_bytes
 from spikelet.bench.setting import Case, Setting
@@ -17,7 +17,9 @@ from spikelet.bench.subject import Subject, width_of
 from spikelet.measure.accuracy import evaluating
 
 Row = dict[str, Any]
-TIMES = ("seconds_min", "seconds_median", "seconds_forward", "images_per_second")
+TIMES = (
+    "seconds_min", "seconds_median", "seconds_forward", "seconds_first", "images_per_second",
+)  # fmt: skip
 REST = ("ratio_to_ann", "ratio_to_floor", "saved_mib", "peak_mib")
 
 
@@ -50,8 +52,10 @@ def training(setting: Setting, case: Case, made: Subject) -> Row:
         loss.backward()
         return [begin, middle, mark()]
 
+    cold = first(step, made.device)
     measured = intervals(step, setting.repeats, made.device)
     row = blank(setting, case) | _seconds([sum(each) for each in measured], setting.batch)
+    row["seconds_first"] = cold
     row["seconds_forward"] = statistics.median(each[0] for each in measured)
     row["saved_mib"] = saved_bytes(made.loss) / MIB
     if made.device.type == "cuda":  # on a CPU only a process of its own can tell
@@ -71,8 +75,10 @@ def inference(setting: Setting, case: Case, made: Subject) -> Row:
         return [begin, mark()]
 
     with evaluating(made.net):
+        cold = first(step, made.device)
         measured = intervals(step, setting.repeats, made.device)
     row = blank(setting, case) | _seconds([each[0] for each in measured], setting.batch)
+    row["seconds_first"] = cold
     row["seconds_forward"] = row["seconds_median"]
     return row | _foreign(case, made)
 

@@ -22,6 +22,7 @@ from spikelet.bench.setting import Case, Setting
 from spikelet.bench.subject import fuses, model_of, subject
 from spikelet.checkpoint import replacing
 from spikelet.errors import UserError
+from spikelet.heap import keep_freed_memory
 from spikelet.report import hardware
 from spikelet.train import env, write_json
 
@@ -124,6 +125,8 @@ def _computing(setting: Setting) -> Iterator[None]:
     threads, searching = torch.get_num_threads(), cudnn.benchmark
     torch.set_num_threads(setting.threads or threads)
     cudnn.benchmark = True
+    if setting.device == "cpu":
+        keep_freed_memory()
     try:
         yield
     finally:

@@ -9,7 +9,8 @@ from typing import Any, final
 from spikelet.errors import UserError, unknown
 
 KINDS = ("train", "memory", "infer")
-ENGINES = ("ann", "rate", "bptt", "jelly", "snntorch")
+ENGINES = ("ann", "rate", "hybrid", "bptt", "jelly", "snntorch")
+FUSED = ("rate", "hybrid", "bptt")
 PRECISIONS = ("fp32", "bf16")
 FUSE = ("on", "off", "both")
 
@@ -17,7 +18,7 @@ FUSE = ("on", "off", "both")
 @final
 @dataclass(frozen=True)
 class Case:
-    """One engine at one precision and number of steps; `fused` concerns `rate` alone."""
+    """One engine at one precision and number of steps; `fused` concerns our own alone."""
 
     engine: str
     precision: str
@@ -44,11 +45,12 @@ class Setting:
         batch: images B.
         steps: numbers of time steps T, each measured.
         precisions: fp32, bf16 (autocast), each measured.
-        engines: the ways to run the network that are compared.
+        engines: what is compared: ways to run the network, and `hybrid`, a whole training step of
+            that method by `rate`, its teacher and branches included (not at inference).
         repeats: measured steps of each case, after those that warm up.
         threads: of torch on the CPU; as they are where None.
         device: cpu or cuda.
-        fuse: whether `rate` runs with its fused scan: on, off or both.
+        fuse: whether `rate` and `bptt` run with their fused scans: on, off or both.
 
     Raises:
         UserError: for a value that cannot be measured.
@@ -88,9 +90,10 @@ class Setting:
 
     def cases(self, precision: str) -> Iterator[Case]:
         """All that runs over time at one precision."""
+        engines = [e for e in dict.fromkeys(self.engines) if e != "hybrid" or self.kind != "infer"]
         for steps in sorted(set(self.steps)):
-            for engine in dict.fromkeys(self.engines):
-                if engine == "rate":
+            for engine in engines:
+                if engine in FUSED:
                     for fused in {"on": (True,), "off": (False,), "both": (False, True)}[self.fuse]:
                         yield Case(engine, precision, steps, fused)
                 elif engine != "ann":

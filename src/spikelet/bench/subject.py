@@ -13,14 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikelet import kernels, slopes
-from spikelet.bench.foreign import run_foreign, with_foreign_neurons
+from spikelet.bench.foreign import PACKAGES, run_foreign, with_foreign_neurons
 from spikelet.bench.setting import Case, Setting
 from spikelet.convert import convert
-from spikelet.encode import repeat
+from spikelet.distill import Distiller
+from spikelet.encode import Direct, repeat
 from spikelet.execute import ann, bptt, rate
 from spikelet.models import build_model
 from spikelet.neuron import IF
-from spikelet.recipe import MODELS, resolve
+from spikelet.recipe import MODELS, TERMS, build, resolve
+from spikelet.recipe.methods import terms_of
 
 CLASSES, CHANNELS = 10, 3
 CALIBRATED = 16
@@ -37,6 +39,7 @@ class Subject:
         labels: "B".
         logits: images to logits "T B K" of that network.
         precision: fp32, or bf16 by autocast.
+        objective: images and labels to a loss, where it is not the cross entropy of mean logits.
     """
 
     net: nn.Module
@@ -44,6 +47,7 @@ class Subject:
     labels: Tensor
     logits: Callable[[Tensor], Tensor]
     precision: str
+    objective: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -52,13 +56,19 @@ class Subject:
 
     def run(self) -> Tensor:
         """Logits "T B K" in the precision of the case."""
-        lowered = self.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=lowered):
+        with self._precise():
             return self.logits(self.images)
 
     def loss(self) -> Tensor:
-        """Cross entropy of the mean logits."""
-        return F.cross_entropy(self.run().mean(0).float(), self.labels)
+        """Cross entropy of the mean logits, or the objective."""
+        if self.objective is None:
+            return F.cross_entropy(self.run().mean(0).float(), self.labels)
+        with self._precise():
+            return self.objective(self.images, self.labels)
+
+    def _precise(self) -> torch.autocast:
+        lowered = self.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=lowered)
 
 
 def model_of(setting: Setting) -> nn.Module:
@@ -101,23 +111,42 @@ def subject(setting: Setting, case: Case) -> Subject:
     labels = torch.randint(CLASSES, (setting.batch,), generator=generator).to(device)
     last = device.type == "cuda" and case.precision == "bf16"
     layout: Any = {"memory_format": torch.channels_last if last else torch.contiguous_format}
-    net: Any = _network(setting, case, model_of(setting).to(device), images)
+    model: Any = model_of(setting).to(device)
+    net: Any = _network(case, model.to(**layout), images)
     net = net.to(device).to(**layout)
     runs: dict[str, Callable[..., Tensor]] = {
         "ann": _ann,
         "rate": partial(_ours, execute=partial(rate, fuse=case.fused)),
-        "bptt": partial(_ours, execute=bptt),
+        "bptt": partial(_ours, execute=partial(bptt, fuse=case.fused)),
+        "hybrid": _distilled,
     }
     logits = partial(runs.get(case.engine, run_foreign), net, steps=case.steps)
-    return Subject(net.train(), images.to(**layout), labels, logits, case.precision)
+    objective = partial(_objective, net) if case.engine == "hybrid" else None
+    return Subject(net.train(), images.to(**layout), labels, logits, case.precision, objective)
 
 
-def _network(setting: Setting, case: Case, model: nn.Module, images: Tensor) -> nn.Module:
+def _network(case: Case, model: nn.Module, images: Tensor) -> nn.Module:
     if case.engine == "ann":
         return model
-    if case.engine in ("rate", "bptt"):
-        return convert(model, IF(), steps=case.steps, calibrate=images[:CALIBRATED])
-    return with_foreign_neurons(case.engine, model, case.steps)
+    if case.engine in PACKAGES:
+        return with_foreign_neurons(case.engine, model, case.steps)
+    student = convert(model, IF(), steps=case.steps, calibrate=images[:CALIBRATED])
+    if case.engine != "hybrid":
+        return student
+    terms = {name: build(name, spec, TERMS) for name, spec in terms_of("hybrid").items()}
+    execute, encode = partial(rate, fuse=case.fused), Direct(case.steps)
+    return Distiller(
+        student, model, terms=terms, execute=execute, encode=encode, example=images[:CALIBRATED]
+    )
+
+
+def _objective(distiller: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    loss, _ = distiller(images, labels)
+    return loss
+
+
+def _distilled(distiller: Any, images: Tensor, steps: int) -> Tensor:
+    return distiller.execute(distiller.student, repeat(images, steps)).logits
 
 
 def _ann(net: nn.Module, images: Tensor, steps: int) -> Tensor:

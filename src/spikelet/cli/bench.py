@@ -23,12 +23,14 @@ one backward, measured in the same process and precision; the ANN is measured fi
 the faster one counts. `kept` is what autograd holds for the backward pass, `peak` what one step
 takes beyond the network itself (on a CPU what a process of its own holds), `tensors` its part in
 tensors, `largest alive` how many tensors of the largest layer over all T steps exist at once.
-Others' neurons stand in the same network, with threshold 1 and soft reset. Run it with nothing
-else on the machine."""
+`first` is the very first step, in which the fused scan is compiled. On a CPU freed memory stays
+with the process. Others' neurons stand in the same network, with threshold 1 and soft reset. Run
+it with nothing else on the machine."""
 KINDS = "train (time, and memory kept), memory (kept, and peak) or infer (no gradient)"
 WIDE = 110  # columns of the widest table
 COLUMNS = (
     ("s", "seconds_median", ".4g"),
+    ("first", "seconds_first", ".3g"),
     ("x ANN", "ratio_to_ann", ".2f"),
     ("x floor", "ratio_to_floor", ".2f"),
     ("x jelly", "ratio_to_jelly", ".2f"),
@@ -53,11 +55,12 @@ def flags(parser: Parser) -> None:
     add("--steps", type=whole, nargs="+", default=[2, 4, 8, 16], metavar="T", help=text)
     text = "fp32 (default), bf16 or both"
     add("--precision", nargs="+", default=["fp32"], metavar="P", help=text)
-    text = "ann, rate, bptt, jelly (SpikingJelly), snntorch; default: all that are installed"
+    text = "ann, rate, hybrid (a training step of that method, with its teacher), bptt, "
+    text += "jelly (SpikingJelly), snntorch; default: all that are installed"
     add("--engines", nargs="+", metavar="E", help=text)
     text = "measured steps of each, after two that warm up; default: 7"
     add("--repeats", type=whole, default=7, metavar="N", help=text)
-    text = "the fused scan of `rate`: on (default), off or both"
+    text = "the fused scans of rate and bptt: on (default), off or both"
     add("--fuse", default="on", metavar="F", help=text)
     add("--threads", type=whole, metavar="N", help="on the CPU; default: torch's")
     add("--device", metavar="cpu|cuda", help="default: cuda where there is one")

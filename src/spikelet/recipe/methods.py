@@ -42,6 +42,7 @@ FIELDS: Mapping[str, dict[str, Any]] = {
     "twkd": UNROLLED,
     "distilling-spikes": UNROLLED,
 }
+FUSED = ("rate", "bptt")  # ways of running that can compile their neurons
 DEFAULT_METHOD = "hybrid"
 
 # Distillation starts near a solution: adaptive steps, with the gradient's norm clipped, keep it.
@@ -90,10 +91,10 @@ def default_recipe(task: str, data: Spec, method: str = DEFAULT_METHOD, **fields
         "terms": terms_of("none" if teach else method),
         "training": Training(**training),
     }
-    if not teach and kind != "digits":
-        values["execute"] = {"kind": "rate", "fuse": True}
     if not teach:
-        values |= FIELDS.get(method, {})
+        values |= {"execute": {"kind": "rate"}} | FIELDS.get(method, {})
+        if kind != "digits" and values["execute"]["kind"] in FUSED:
+            values["execute"] = {**values["execute"], "fuse": True}
     if teach:
         values |= {"execute": {"kind": "ann"}, "steps": 1, "calibrate": 0}
     return Recipe(**(values | fields))

@@ -1,0 +1,204 @@
+"""Backpropagation through time of one neuron, written out: nothing but its currents is kept.
+
+Automatic differentiation of `neuron.scan` walks a graph of a dozen nodes a step and keeps the
+potential of every step in fp32. `unrolled` takes the same gradient in a pass back over time, for
+which it integrates the currents once more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
+
+from spikelet.neuron import IF, LIF, PLIF, Integrator, Neuron
+from spikelet.slopes import compiled
+
+
+class Form(NamedTuple):
+    """What an integrator does at every step; the names are those of `neuron.Integrator`."""
+
+    leak: float
+    gain: float
+    rest: float
+    slope_of: Callable[[Tensor], Tensor]
+    hard: bool
+    detached: bool
+    signed: bool
+
+
+def usable(neuron: Neuron, currents: Tensor) -> bool:
+    """Whether `unrolled` can run a neuron over currents "T B C ...".
+
+    It knows IF, LIF and PLIF, with no parameter to learn, and no derivative in forward mode.
+    """
+    if not isinstance(neuron, IF | LIF | PLIF) or currents.ndim < 3 or not currents.numel():
+        return False
+    learned = torch.is_grad_enabled() and any(p.requires_grad for p in neuron.parameters())
+    return not learned and forward_ad.unpack_dual(currents).tangent is None
+
+
+def unrolled(neuron: Integrator, currents: Tensor, fuse: bool = False) -> Tensor:
+    """theta * s "T B C ..." of currents "T B C ...", in their precision; integrated in fp32.
+
+    Differentiable once, towards the currents. A step lies in memory as one of the currents does.
+    `fuse` compiles each of the two passes into one kernel.
+    """
+    form = Form(
+        float(neuron.leak),
+        float(neuron.gain),
+        neuron.v_reset,
+        neuron.surrogate.slope,
+        neuron.reset == "hard",
+        neuron.detached,
+        neuron.signed,
+    )
+    return _Unrolled.apply(currents, neuron.theta, neuron.initial, form, fuse)
+
+
+def mean_over(output: Tensor) -> Tensor:
+    """The time mean "B ..." of what propagates "T B ...", in fp32 at least."""
+    return output.mean(0, dtype=torch.promote_types(output.dtype, torch.float32))
+
+
+class _Unrolled(torch.autograd.Function):
+    """The scan of an integrator with its reverse recursion."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        currents: Tensor, theta: Tensor, initial: Tensor, form: Form, fuse: bool
+    ) -> Tensor:
+        theta, start = (column(x, currents, fuse) for x in (theta, initial))
+        run = compiled(outputs) if fuse else outputs
+        return unfolded(run(folded(currents, currents), theta, start, form), currents)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.form, ctx.fuse = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        currents, *tensors = ctx.saved_tensors
+        theta, start = (column(x, currents, ctx.fuse) for x in tensors)
+        run = compiled(gradients) if ctx.fuse else gradients
+        given = folded(currents, currents), folded(grad, currents)
+        return unfolded(run(*given, theta, start, ctx.form), currents), None, None, None, None
+
+
+# ---- the two passes over time -----------------------------------------------------------------
+
+
+class Moment(NamedTuple):
+    """One step, each "R C N": h, s and, of a signed neuron, where spikes were sent before."""
+
+    potential: Tensor
+    spikes: Tensor
+    sent: Tensor | None
+
+
+def moments(currents: Tensor, theta: Tensor, start: Tensor, form: Form) -> Iterator[Moment]:
+    """The steps of a scan over currents "T R C N", rounded as `Integrator.step` rounds them."""
+    last: Moment | None = None
+    total: Tensor | None = None
+    for current in currents.unbind(0):
+        v = start.expand(current.shape) if last is None else discharged(last, theta, form)
+        h = charged(v, current.to(v.dtype), form)
+        sent = None if total is None else total > 0
+        # h >= theta exactly where the rounded h / theta - 1 is at least 0; in place it gives
+        # numbers at once, several times as fast as truth values that are converted
+        s = h.clone().ge_(theta)
+        s = s if sent is None else s - ((h < 0) & sent).to(h.dtype)
+        if form.signed:
+            total = s if total is None else total + s
+        last = Moment(h, s, sent)
+        yield last
+
+
+def charged(v: Tensor, current: Tensor, form: Form) -> Tensor:
+    """h = leak (v - v_reset) + v_reset + gain I; factors of 1 change nothing."""
+    if form.rest:
+        v = form.rest + form.leak * (v - form.rest)
+    elif form.leak != 1:
+        v = form.leak * v
+    return v + (current if form.gain == 1 else form.gain * current)
+
+
+def discharged(step: Moment, theta: Tensor, form: Form) -> Tensor:
+    """The potential after the reset."""
+    h, s, _ = step
+    if not form.hard:
+        return torch.addcmul(h, theta, s, value=-1)
+    return h * (1 - s) + form.rest * s if form.rest else h * (1 - s)
+
+
+def outputs(currents: Tensor, theta: Tensor, start: Tensor, form: Form) -> Tensor:
+    """theta * s of currents, both "T R C N"; theta and start are scalars or "C 1"."""
+    steps = moments(currents, theta, start, form)
+    return torch.stack([(theta * step.spikes).to(currents.dtype) for step in steps])
+
+
+def gradients(
+    currents: Tensor, grads: Tensor, theta: Tensor, start: Tensor, form: Form
+) -> Tensor:
+    """The gradient of the currents given that of the output, all "T R C N".
+
+    With q = theta ds/dh, G the gradient of theta * s and A that of the potential after the reset,
+    0 at the last step: dL/dh = A + (G - A) q (soft), A (1 - s) + (G - A (h - v_reset) / theta) q
+    (hard); where the reset is detached there is no second A. dL/dI = gain dL/dh, and A of the step
+    before is leak dL/dh.
+    """
+    steps, found, after = list(moments(currents, theta, start, form)), [], None
+    for grad, (h, s, sent) in zip(reversed(grads.unbind(0)), reversed(steps), strict=True):
+        x = h / theta
+        q = form.slope_of(x - 1)
+        q = q if sent is None else q + form.slope_of(x) * sent
+        total = grad.to(h.dtype)
+        if after is None:
+            total = total * q
+        else:
+            if not form.detached:
+                total = total - (after * (h - form.rest) / theta if form.hard else after)
+            total = torch.addcmul(after * (1 - s) if form.hard else after, total, q)
+        found.append((total if form.gain == 1 else form.gain * total).to(currents.dtype))
+        after = total if form.leak == 1 else form.leak * total
+    return torch.stack(found[::-1])
+
+
+# ---- shapes -----------------------------------------------------------------------------------
+
+
+def folded(x: Tensor, like: Tensor) -> Tensor:
+    """ "T B C ..." as "T R C N", in the order of memory of `like`: channels last have N = 1."""
+    steps, batch, channels = x.shape[:3]
+    inner = math.prod(x.shape[3:])
+    if _channels_last(like):
+        return x.movedim(2, -1).reshape(steps, batch * inner, channels, 1).contiguous()
+    return x.reshape(steps, batch, channels, inner).contiguous()
+
+
+def unfolded(x: Tensor, like: Tensor) -> Tensor:
+    """ "T R C N" as "T B C ..." again."""
+    if _channels_last(like):
+        return x.reshape(like.movedim(2, -1).shape).movedim(-1, 2)
+    return x.reshape(like.shape)
+
+
+def _channels_last(x: Tensor) -> bool:
+    first = x[0]
+    return not first.is_contiguous() and first.movedim(1, -1).is_contiguous()
+
+
+def column(value: Tensor, currents: Tensor, fuse: bool) -> Tensor:
+    """A parameter in the precision of the recursion: "C 1", or a scalar if nothing is compiled."""
+    value = value.to(currents.device, torch.promote_types(currents.dtype, torch.float32))
+    if not fuse:
+        return value.unsqueeze(1) if value.ndim else value
+    # a stride of 0 would count as another form, and be compiled anew
+    return value.expand(currents.shape[2]).contiguous().unsqueeze(1)
