@@ -175,7 +175,9 @@ def rate(
             f"windows = {windows}", f"expected a divisor of the {steps} steps", "try 1 or 2"
         )
 
-    waiting = into_neurons(net, wanted) if fuse else set()
+    if order not in get_args(Order):
+        raise unknown("order", order, get_args(Order))
+    waiting = into_neurons(net, wanted) if fuse and order == "layers" else set()
 
     def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
         x = args[0] if args and isinstance(args[0], Dual) else None
@@ -207,8 +209,6 @@ def rate(
             found[node] = _neuron_tap(function, x, value, response, fields)
         return value
 
-    if order not in get_args(Order):
-        raise unknown("order", order, get_args(Order))
     if order == "time":
         values, means, found = step_by_step(net, x, wanted, windows, fuse)
     else:
