@@ -801,6 +801,23 @@ def test_leaf_is_set(text: str, read: Callable[[Recipe], Any], expected: Any) ->
 
 
 @pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("bptt", {"kind": "bptt", "fuse": True}),
+        ("rate", {"kind": "rate", "fuse": True}),
+        ("quantised", {"kind": "quantised"}),
+    ],
+)
+def test_another_way_of_running_is_compiled_as_the_first(
+    kind: str, expected: dict[str, Any]
+) -> None:
+    recipe = default_recipe("distill", {"kind": "mnist"})
+    assert recipe.execute["fuse"] is True
+    leaves = split(["--execute.kind", kind])[1]
+    assert overridden(recipe, leaves).execute == expected
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("--neuron.tresh 1", "threshold"),

@@ -24,13 +24,13 @@ SOURCE = ROOT / "src" / "spikelet"
 LAYERS = (
     "spike encode recipe errors heap",
     "neuron norm models data checkpoint vision",
-    "graph trace dual anchor slopes kernels windows carry folding unroll",
+    "graph trace layout dual anchor slopes kernels windows carry folding unroll",
     "rate convert stepwise",
     "execute quantise",
     "terms measure",
     "distill inspect export",
     "train report",
-    "demo compare bench",
+    "demo compare bench examine",
     "cli doctor __main__",
 )
 LAYER = {unit: level for level, units in enumerate(LAYERS) for unit in units.split()}

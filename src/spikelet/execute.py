@@ -193,7 +193,7 @@ def rate(
     def known(node: fx.Node, function: Any, args: Any) -> Dual | None:
         x, waits = args[0], node in waiting
         if isinstance(function, (nn.Conv1d, nn.Conv2d)):
-            return convolve(function, x)
+            return convolve(function, x, fuse)
         if isinstance(function, _BatchNorm) and batch_statistics(function):
             return normalise(function, x, steps, waits)
         if waits and isinstance(function, (_BatchNorm, FrozenNorm)):

@@ -32,9 +32,10 @@ from spikelet.dual import (
     window_means,
 )
 from spikelet.errors import UserError
+from spikelet.layout import as_rows, from_rows
 from spikelet.neuron import Neuron, per_channel
 from spikelet.norm import FrozenNorm
-from spikelet.slopes import Response, respond
+from spikelet.slopes import Response, compiled, respond
 from spikelet.windows import Windowed, linked, respond_in_windows
 
 LINEAR_MODULES = (
@@ -105,8 +106,11 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, (int, torch.Size))
 
 
-def convolve(conv: Any, x: Dual) -> Dual:
-    """Convolution: forward on the spikes only, backward on the mean input only."""
+def convolve(conv: Any, x: Dual, fuse: bool = False) -> Dual:
+    """Convolution: forward on the spikes only, backward on the mean input only.
+
+    `fuse` compiles the mean of what comes out.
+    """
     x = x.settled()
     if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
         return default(conv, (x,), {}, linear=True, windows=x.windows)
@@ -114,9 +118,30 @@ def convolve(conv: Any, x: Dual) -> Dual:
         spikes = conv(x.spikes)
     if not torch.is_grad_enabled():
         return Dual(spikes, None, x.steps, windows=x.windows)
-    value = over_time(spikes, x.steps, x.windows)
+    value = (averaged if fuse else over_time)(spikes, x.steps, x.windows)
     mean = Convolve.apply(value, x.mean, conv.weight, conv.bias, conv)
     return Dual(spikes, mean, x.steps, windows=x.windows)
+
+
+def averaged(values: Tensor, steps: int, windows: int) -> Tensor:
+    """`over_time` in one pass over half precision on a CPU, where torch's takes three."""
+    half = values.dtype.itemsize < 4 and values.device.type == "cpu"
+    if steps == windows or not half:
+        return over_time(values, steps, windows)
+    currents = unfold(values, steps)
+    means = compiled(average)(as_rows(currents, currents), windows)
+    return fold(from_rows(means, currents))
+
+
+def average(rows: Tensor, windows: int) -> Tensor:
+    """Window means "W R C N" of values "T R C N", summed in fp32, element by element."""
+    length, means = len(rows) // windows, []
+    for window in rows.split(length):
+        total = window[0].float()
+        for values in window[1:]:
+            total = total + values
+        means.append((total / length).to(rows.dtype))
+    return torch.stack(means)
 
 
 def batch_statistics(norm: _BatchNorm) -> bool:

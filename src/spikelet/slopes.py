@@ -22,6 +22,7 @@ from torch.func import functional_call, jvp
 
 from spikelet import kernels
 from spikelet.dual import Affine, Summand, window_means
+from spikelet.layout import as_rows, from_rows
 from spikelet.neuron import Integrator, Neuron, Scan, per_channel, scan
 
 
@@ -110,22 +111,22 @@ def closed_form(
     where f_t is 1 (soft, detached), 1 - q_t (soft), 1 - s_t (hard, detached) or
     (1 - s_t) - (h_t - v_reset) q_t / theta (hard). `fuse` compiles it into one kernel.
     """
-    shape, run = currents.shape[1:], fused() if fuse else eligibility
+    run = fused() if fuse else eligibility
     arguments = scan_arguments(neuron, currents, steps, fuse, affine)
     waiting: dict[str, Any] = {"sloped": sloped}
     if other is not None:
-        waiting |= _second(*other, arguments[0], fuse)
+        waiting |= _second(as_rows(other[0], currents), other[1], fuse)
     output, slope, mean = run(*arguments, **waiting)
-    output = output.reshape(steps, *shape)
-    return Response(output, slope.reshape(shape) if sloped else slope, mean=mean.reshape(shape))
+    output, mean = from_rows(output, currents), from_rows(mean[None], currents)[0]
+    return Response(output, from_rows(slope[None], currents)[0] if sloped else slope, mean=mean)
 
 
-def _second(other: Tensor, affine: Affine | None, folded: Tensor, fuse: bool) -> dict[str, Any]:
-    """A second current as `eligibility` takes it, beside the first "T B C N"."""
+def _second(other: Tensor, affine: Affine | None, fuse: bool) -> dict[str, Any]:
+    """A second current "T R C N" as `eligibility` takes it."""
     if affine is None and fuse:
         affine = (other.new_ones(1), other.new_zeros(1))
-    columns = () if affine is None else (_column(x, folded) for x in affine)
-    return {"other": other.reshape(folded.shape)} | dict(
+    columns = () if affine is None else (_column(x, other) for x in affine)
+    return {"other": other} | dict(
         zip(("other_scale", "other_shift"), columns, strict=False)
     )
 
@@ -140,9 +141,7 @@ def scan_arguments(
     neuron: Integrator, currents: Tensor, steps: int, fuse: bool, affine: Affine | None
 ) -> tuple[Any, ...]:
     """What `eligibility` takes for a neuron and its currents "T B C ..."."""
-    first = currents[0]
-    shape = first.shape
-    folded = currents.reshape(len(currents), shape[0], shape[1], -1)
+    folded = as_rows(currents, currents)
     theta, start = (_column(x, folded) for x in (neuron.theta, neuron.initial))
     if fuse and affine is None:  # one compiled form for both
         affine = (torch.ones_like(theta), torch.zeros_like(theta))
@@ -281,14 +280,27 @@ def compiled(form: Callable[..., Any]) -> Callable[..., Any]:
     kernel = torch.compile(form, dynamic=True)
     dynamo: Any = importlib.import_module("torch._dynamo.config")
     shapes: Any = importlib.import_module("torch.fx.experimental._config")
+    known: set[tuple[Any, ...]] = set()
 
     def run(*arguments: Any, **named: Any) -> Any:
+        seen = tuple(_form(each) for each in (*arguments, *named.values()))
+        if seen in known:
+            return kernel(*arguments, **named)
         # each T and static input compiles anew: past the usual limit it would fall back silently;
         # a batch as large as a layer is wide must not count as another form
         with dynamo.patch(recompile_limit=COMPILED_FORMS), shapes.patch(use_duck_shape=False):
-            return kernel(*arguments, **named)
+            found = kernel(*arguments, **named)
+        known.add(seen)
+        return found
 
     return run
+
+
+def _form(argument: Any) -> Any:
+    """What compilation may depend on: of a tensor its shape, order in memory and precision."""
+    if isinstance(argument, Tensor):
+        return argument.shape, argument.stride(), argument.dtype, argument.device
+    return argument
 
 
 class _Means(nn.Module):

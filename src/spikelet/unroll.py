@@ -7,7 +7,6 @@ which it integrates the currents once more.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
+from spikelet.layout import as_rows, from_rows
 from spikelet.neuron import IF, LIF, PLIF, Integrator, Neuron
 from spikelet.slopes import compiled
 
@@ -75,7 +75,7 @@ class _Unrolled(torch.autograd.Function):
     ) -> Tensor:
         theta, start = (column(x, currents, fuse) for x in (theta, initial))
         run = compiled(outputs) if fuse else outputs
-        return unfolded(run(folded(currents, currents), theta, start, form), currents)
+        return from_rows(run(as_rows(currents, currents), theta, start, form), currents)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -88,8 +88,8 @@ class _Unrolled(torch.autograd.Function):
         currents, *tensors = ctx.saved_tensors
         theta, start = (column(x, currents, ctx.fuse) for x in tensors)
         run = compiled(gradients) if ctx.fuse else gradients
-        given = folded(currents, currents), folded(grad, currents)
-        return unfolded(run(*given, theta, start, ctx.form), currents), None, None, None, None
+        given = as_rows(currents, currents), as_rows(grad, currents)
+        return from_rows(run(*given, theta, start, ctx.form), currents), None, None, None, None
 
 
 # ---- the two passes over time -----------------------------------------------------------------
@@ -169,30 +169,6 @@ def gradients(
         found.append((total if form.gain == 1 else form.gain * total).to(currents.dtype))
         after = total if form.leak == 1 else form.leak * total
     return torch.stack(found[::-1])
-
-
-# ---- shapes -----------------------------------------------------------------------------------
-
-
-def folded(x: Tensor, like: Tensor) -> Tensor:
-    """ "T B C ..." as "T R C N", in the order of memory of `like`: channels last have N = 1."""
-    steps, batch, channels = x.shape[:3]
-    inner = math.prod(x.shape[3:])
-    if _channels_last(like):
-        return x.movedim(2, -1).reshape(steps, batch * inner, channels, 1).contiguous()
-    return x.reshape(steps, batch, channels, inner).contiguous()
-
-
-def unfolded(x: Tensor, like: Tensor) -> Tensor:
-    """ "T R C N" as "T B C ..." again."""
-    if _channels_last(like):
-        return x.reshape(like.movedim(2, -1).shape).movedim(-1, 2)
-    return x.reshape(like.shape)
-
-
-def _channels_last(x: Tensor) -> bool:
-    first = x[0]
-    return not first.is_contiguous() and first.movedim(1, -1).is_contiguous()
 
 
 def column(value: Tensor, currents: Tensor, fuse: bool) -> Tensor:

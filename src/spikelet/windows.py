@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spikelet.dual import Dual, fold, unfold, window_means
+from spikelet.layout import from_rows
 from spikelet.neuron import Integrator, Neuron, per_channel
 from spikelet.slopes import (
     Affine,
@@ -115,15 +116,16 @@ def chained(
     output, means, own, read, written, kept = run(windows, *arguments)
     if windows == steps:  # a step reads what it was handed as it reads its own current
         read, kept = own[1:], written[1:]
-    shape = currents.shape[1:]
-    slopes = (_shaped(x, shape) for x in (own, read, written, kept))
-    found = output.reshape(steps, *shape), means.reshape(windows, *shape)
+    slopes = (_shaped(x, currents) for x in (own, read, written, kept))
+    found = from_rows(output, currents), from_rows(means, currents)
     return Windowed(*found, Links(through_chain, tuple(slopes)))
 
 
-def _shaped(values: Tensor, shape: torch.Size) -> Tensor:
-    """ "W B C N" to "W B ..."; what is the same for all elements keeps a size of 1."""
-    return values.reshape(len(values), *(shape if values[0:1].numel() > 1 else [1] * len(shape)))
+def _shaped(values: Tensor, currents: Tensor) -> Tensor:
+    """ "W R C N" to "W B ..."; what is the same for all elements keeps a size of 1."""
+    if values[0:1].numel() > 1:
+        return from_rows(values, currents)
+    return values.reshape(len(values), *[1] * (currents.ndim - 1))
 
 
 def chain(

@@ -102,14 +102,14 @@ def fuses(device: torch.device) -> bool:
 def subject(setting: Setting, case: Case) -> Subject:
     """The network of a case: the same initial weights for all engines.
 
-    On a GPU bf16 runs channels-last; elsewhere tensors are contiguous.
+    All run channels-last, but for fp32 on a GPU, where tensors are contiguous.
     """
     device = torch.device(setting.device)
     generator = torch.Generator().manual_seed(0)
     shape = (setting.batch, CHANNELS, setting.size, setting.size)
     images = torch.randn(shape, generator=generator).to(device)
     labels = torch.randint(CLASSES, (setting.batch,), generator=generator).to(device)
-    last = device.type == "cuda" and case.precision == "bf16"
+    last = device.type != "cuda" or case.precision == "bf16"
     layout: Any = {"memory_format": torch.channels_last if last else torch.contiguous_format}
     model: Any = model_of(setting).to(device)
     net: Any = _network(case, model.to(**layout), images)

@@ -46,8 +46,6 @@ class Batches:
             )
         self.batch, self.seed, self.shuffle, self.shard = batch, seed, shuffle, (rank, processes)
         self.device = torch.device(device)
-        accelerated = self.device.type == "cuda"
-        self.layout = torch.channels_last if accelerated else torch.contiguous_format
         self.images = split.images.to(self.device)
         self.labels = split.labels.to(self.device)
         mean = torch.tensor(dataset.mean, device=self.device).view(1, -1, 1, 1)
@@ -75,7 +73,8 @@ class Batches:
                 images = change(images, generator)
             images = images[rank::processes].to(torch.float32)
             images = images.mul_(self.scale).add_(self.shift)
-            yield images.contiguous(memory_format=self.layout), self.labels[chosen[rank::processes]]
+            images = images.contiguous(memory_format=torch.channels_last)
+            yield images, self.labels[chosen[rank::processes]]
 
     def _order(self, epoch: int) -> Tensor:
         count = len(self.labels)
