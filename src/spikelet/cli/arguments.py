@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from spikelet.cli import bench
 from spikelet.cli.parser import Parser, number
 from spikelet.errors import UserError, unknown
+from spikelet.examine import IMAGES, MEASURES
 from spikelet.recipe import (
     DATA,
     DEFAULT_METHOD,
@@ -24,7 +25,7 @@ VERBS = {
     "demo": "digits: teach, distil, measure, report; minutes on two cores",
     "teach": "train an ANN teacher",
     "distill": "make a spiking student of any teacher",
-    "measure": "what a finished run can do: accuracy over time steps",
+    "measure": "what a finished run can do: steps, noise, saliency, energy, health",
     "compare": "methods x steps x seeds under one teacher: one table, one page; resumable",
     "bench": "time and memory of training, or inference, beside SpikingJelly and snnTorch",
     "doctor": "what is installed, what is fast here, what is missing",
@@ -191,8 +192,13 @@ def _epilog(verb: str) -> str:
 
 def _measure(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="a finished run folder")
-    text = "steps: accuracy of the teacher, of the untrained conversion and of the student"
-    parser.add_argument("what", metavar="WHAT", nargs="?", default="steps", help=text)
+    text = f"{', '.join(MEASURES)}, or package.module:function; default: all that suit the run"
+    parser.add_argument("what", metavar="WHAT", nargs="*", help=text)
+    text = "other runs made with the same data, such as a plain student, to compare with"
+    parser.add_argument("--versus", metavar="RUN", nargs="+", help=text)
+    text = "the first N images of the split (`noise` shows half of them at each level); default: "
+    text += f"{IMAGES}, for `steps` all"
+    parser.add_argument("--images", type=number(int), metavar="N", help=text)
     text = "numbers of time steps, from one run; default: 1 to those of the training"
     parser.add_argument("--steps", type=number(int), nargs="+", metavar="T", help=text)
     parser.add_argument("--split", choices=("test", "validation"), default="test")

@@ -98,6 +98,10 @@ def _answer(verb: str, rest: list[str], leaves: list[Leaf], stdout: TextIO) -> i
         from spikelet.cli import compare
 
         render, status = compare.show, compare.status(result)
+    if verb == "measure":
+        from spikelet.cli import measure
+
+        render = measure.show
     if verb == "bench":
         from spikelet.cli import bench
 

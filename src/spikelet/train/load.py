@@ -69,7 +69,7 @@ class Loaded:
         if self.kind == ANN:
             return self.net(images)
         steps = self.recipe.steps if steps is None else steps
-        encode = encoder(self.recipe, *_statistics(self.path / "card.json"))
+        encode = encoder(self.recipe, *statistics(self.path / "card.json"))
         found = answers_over_steps(self.net, images, [steps], runner(self.recipe), encode)
         return found[steps]
 
@@ -133,7 +133,7 @@ def _without_weights(path: Path, task: str) -> UserError:
     return UserError(f"run = {path}", "the run is not finished", resume)
 
 
-def _statistics(card: Path) -> tuple[list[float], list[float]]:
+def statistics(card: Path) -> tuple[list[float], list[float]]:
     """Mean and deviation that a run's images were normalised with."""
     try:
         data = stored_object(card)["data"]

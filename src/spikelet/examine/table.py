@@ -1,0 +1,51 @@
+"""Short names of the measures and the import paths they stand for; nothing is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from spikelet.errors import UserError, unknown
+from spikelet.recipe import Table
+
+Tell = Callable[[int, int, str], None]
+"""Takes progress: how much is done, of how much, and in words what comes next."""
+
+MEASURES: Table = {
+    "steps": "spikelet.examine.steps:examine",
+    "noise": "spikelet.examine.noise:examine",
+    "saliency": "spikelet.examine.saliency:examine",
+    "energy": "spikelet.examine.energy:examine",
+    "health": "spikelet.examine.health:examine",
+}
+NEED_SPIKES = ("health",)  # left out for a network without spikes, unless asked for by name
+IMAGES = 1000  # images that a measure uses by default; `steps` uses all there are
+
+
+def chosen(names: Sequence[str], spiking: bool = True) -> tuple[str, ...]:
+    """The measures named, each once, in the order of the table; without names all that suit.
+
+    Raises:
+        UserError: for a name that is neither known nor an import path, with the nearest ones.
+    """
+    if not names:
+        return tuple(name for name in MEASURES if spiking or name not in NEED_SPIKES)
+    for name in names:
+        if name not in MEASURES and ":" not in name:
+            raise unknown("measure", name, MEASURES)
+    return (*(name for name in MEASURES if name in names), *_own(names))
+
+
+def _own(names: Sequence[str]) -> tuple[str, ...]:
+    """The names that are import paths, each once."""
+    return tuple(dict.fromkeys(name for name in names if name not in MEASURES))
+
+
+def images_of(name: str, asked: int | None) -> int | None:
+    """How many images a measure uses; None for all.
+
+    Raises:
+        UserError: if fewer than 1 were asked for.
+    """
+    if asked is not None and asked < 1:
+        raise UserError(f"--images {asked}", "expected 1 or more", "give how many images to use")
+    return asked if asked is not None or name == "steps" else IMAGES

@@ -1,0 +1,98 @@
+"""Measures of one run, one after the other; each is written to the run folder when it is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from spikelet.errors import UserError
+from spikelet.examine.subject import Subject
+from spikelet.examine.table import MEASURES, Tell, images_of
+from spikelet.recipe import resolve
+from spikelet.train import write_json
+
+FOLDER = "measures"
+Measure = Callable[[Subject, Tell], dict[str, Any]]
+Telling = Callable[[str], AbstractContextManager[Tell]]
+
+
+def work(
+    subject: Subject, names: Sequence[str], images: int | None, telling: Telling
+) -> tuple[dict[str, dict[str, Any]], dict[str, Exception]]:
+    """(what each measure found, what went wrong in those that failed), by name.
+
+    A measure that fails does not keep the others from being computed and written.
+
+    Args:
+        subject: the run, with all the images of the measured part.
+        names: measures of the table, or import paths.
+        images: how many images to use; None for each measure's own number.
+        telling: gives a measure's name a context with the function that takes its progress.
+
+    Raises:
+        UserError: before anything is computed, for a measure that cannot be imported.
+    """
+    functions = {name: function(name) for name in names}
+    found: dict[str, dict[str, Any]] = {}
+    failed: dict[str, Exception] = {}
+    for name, measure in functions.items():
+        mine = subject.cut(images_of(name, images))
+        try:
+            with telling(name) as tell:
+                result = finite(measure(mine, tell))
+            result = {**result, "settings": settings(mine), "date": _today()}
+            stored = {"schema": 1, "measure": name, **result}
+            write_json(file_of(subject.loaded.path, name), stored)
+            found[name] = result
+        except Exception as error:
+            failed[name] = error
+    return found, failed
+
+
+def function(name: str) -> Measure:
+    """The function of a measure's name or import path.
+
+    Raises:
+        UserError: if there is none.
+    """
+    measure: Measure = resolve("measure", name, MEASURES)
+    if not callable(measure):
+        raise UserError(f"measure {name}", "it is no function", "name a function")
+    return measure
+
+
+def file_of(run: Path, name: str) -> Path:
+    """Where a measure of a run is stored."""
+    return run / FOLDER / f"{name.replace(':', '.')}.json"
+
+
+def settings(subject: Subject) -> dict[str, Any]:
+    """What a measure was taken with."""
+    return {
+        "images": len(subject.dataset.test),
+        "split": subject.split,
+        "steps": subject.steps,
+        "over": list(subject.over),
+        "seed": subject.seed,
+        "versus": {each.name: each.run for each in subject.others},
+        "device": subject.device.type,
+    }
+
+
+def finite(value: Any) -> Any:
+    """The same data without infinities and NaN, which JSON does not have, and keys as strings."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _today() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d}"
