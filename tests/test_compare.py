@@ -48,6 +48,7 @@ from test_report import Reader
 QUIET = Console(quiet=True)
 KEYS = {"method", "steps", "accuracy", "std", "n", "seed", "split"}
 MORE = {"difference", "low", "high", "pairs", "verdict", "kind", "rate", "seconds", "peak_mib"}
+MORE |= {"ann_epochs", "macs"}
 
 
 def few() -> Dataset:
@@ -850,6 +851,7 @@ def test_names_of_variants_are_shown_whole() -> None:
     common = {"steps": 2, "split": "test", "kind": "snn", "std": 0.01, "n": 3, "seed": None}
     numbers = {"accuracy": 0.5, "difference": 0.123, "low": -0.1348, "high": 0.2212, "pairs": 3}
     costs = {"verdict": "no difference shown", "rate": 0.2, "seconds": 1.0, "peak_mib": 2.0}
+    costs |= {"ann_epochs": 3.0, "macs": 1e9}
     row = {"method": name, **common, **numbers, **costs}
     result = {"rows": [row], "findings": [], "failed": [], "remaining": [], "files": []}
     result["notes"] = ["a [note]"]

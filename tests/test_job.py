@@ -91,6 +91,7 @@ def test_rows(taught: Path, tmp_path: Path, dataset: Dataset) -> None:
     assert rows[0]["kind"] == "ann" and not any("note" in row for row in rows)
     last = rows[-1]
     assert last["seconds"] > 0
+    assert last["ann_epochs"] > 0 and last["macs"] > 0
     assert "accuracy_teacher" not in last
     assert last["peak_mib"] > 0
     assert 0 < last["rate"] < 1

@@ -25,7 +25,7 @@ GRIDS_OWN = ("data", "model", "teacher")
 DEFECT, MENDABLE = 1, 2
 WIDE = 140  # columns for accuracy and cost side by side
 ACCURACY = ("method", "accuracy %", "std", "n", "to none", "95 % interval", "finding")
-COST = ("firing rate", "seconds", "peak MiB")
+COST = ("firing rate", "seconds", "ANN epochs", "peak MiB")
 
 
 def grid_of(options: Namespace, leaves: Sequence[Leaf]) -> Grid:

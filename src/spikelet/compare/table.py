@@ -19,6 +19,7 @@ from spikelet.train.stored import RESULTS_FILE, damaged, stored_object
 Row = dict[str, Any]
 BASE = "none"
 LEVEL = 0.95
+COSTS = ("seconds", "ann_epochs", "macs", "peak_mib")
 FREE_IN_TRAINING = ("checkpoint_minutes", "tensorboard")
 
 
@@ -43,7 +44,7 @@ def _row(job: Job) -> Row:
         what = f"no row of {recipe.method} at T = {recipe.steps}"
         raise damaged(job.folder / RESULTS_FILE, what, AGAIN)
     kept = ("method", "steps", "accuracy", "std", "n", "seed", "split")
-    costs = {key: mine.get(key) for key in ("rate", "seconds", "peak_mib")}
+    costs = {key: mine.get(key) for key in ("rate", *COSTS)}
     none = dict.fromkeys(("difference", "low", "high", "pairs", "verdict"))
     common = {key: mine[key] for key in kept}
     return {**common, "kind": kind(recipe), **none, **costs, "run": str(job.folder)}
@@ -80,8 +81,7 @@ def _mean(mine: Sequence[Row], rows: Sequence[Row]) -> Row:
         "n": len(values),
         "seed": None,
         **_difference(first, pairs),
-        "rate": _over(statistics.fmean, mine, "rate"),
-        "seconds": _over(statistics.fmean, mine, "seconds"),
+        **{key: _over(statistics.fmean, mine, key) for key in ("rate", *COSTS[:-1])},
         "peak_mib": _over(max, mine, "peak_mib"),
     }
 
@@ -120,7 +120,7 @@ def teacher_rows(runs: Mapping[Path, str]) -> list[Row]:
 
 def _taught(row: Row, what: str) -> Row:
     none = dict.fromkeys(("difference", "low", "high", "pairs", "verdict", "rate"))
-    costs = {key: row.get(key) for key in ("seconds", "peak_mib")}
+    costs = {key: row.get(key) for key in COSTS}
     kept = ("method", "steps", "accuracy", "std", "n", "seed", "split")
     note = {key: row[key] for key in ("note",) if key in row}
     return {**{key: row[key] for key in kept}, "kind": what, **none, **costs, **note}

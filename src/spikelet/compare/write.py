@@ -21,17 +21,19 @@ from spikelet.train.stored import stored_object
 Row = Mapping[str, Any]
 COLUMNS = (
     *("method", "kind", "steps", "accuracy", "std", "n", "seed", "split"),
-    *("difference", "low", "high", "pairs", "verdict", "rate", "seconds", "peak_mib"),
+    *("difference", "low", "high", "pairs", "verdict", "rate"),
+    *("seconds", "ann_epochs", "macs", "peak_mib"),
 )
 HEADS = (
     *("method", "T", "accuracy %", "std", "n", "to none", "95 % interval", "finding"),
-    *("firing rate", "seconds", "peak MiB"),
+    *("firing rate", "seconds", "ANN epochs", "peak MiB"),
 )
 NUMBERS = (
     ("std", "std", 100, ".2f"),
     ("to none", "difference", 100, "+.2f"),
     ("firing rate", "rate", 1, ".3f"),
     ("seconds", "seconds", 1, ".1f"),
+    ("ANN epochs", "ann_epochs", 1, ".1f"),
     ("peak MiB", "peak_mib", 1, ".0f"),
 )
 

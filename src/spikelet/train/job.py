@@ -22,6 +22,7 @@ from spikelet.errors import UserError
 from spikelet.heap import keep_freed_memory
 from spikelet.measure import accuracy, accuracy_over_steps, health
 from spikelet.recipe import DATA, EXECUTES, Recipe, build
+from spikelet.train.cost import costs
 from spikelet.train.fit import fit
 from spikelet.train.load import (
     ANN,
@@ -171,6 +172,9 @@ def distill(
     if recipe.method != "convert":
         estimate = estimated(recipe, dataset, student)
         more = _train(recipe, place, dataset, distiller, score, layers, estimate)
+        if teacher.kind == ANN:
+            batches = training_batches(recipe, dataset, place.device)
+            more |= costs(distiller, taught, batches, recipe.training, more["seconds"])
     save_weights(place.out / TEACHER_FILE, taught)
     if learning(recipe):
         value = teacher_accuracy(recipe, dataset, taught, teacher.kind, place.device)
