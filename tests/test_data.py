@@ -708,3 +708,21 @@ def test_real_tiny_imagenet(data_root, tmp_path):
     assert found.notes == "test: the official validation part; 3 of the 200 classes"
     assert found.mean == pytest.approx((0.48, 0.45, 0.40), abs=0.08)
     assert found.std == pytest.approx((0.28, 0.27, 0.28), abs=0.05)
+
+
+def test_smaller_cifar_averages_pixels(tmp_path):
+    write_cifar(tmp_path)
+    options = {"root": tmp_path, "protocol": "batch5", "validation": 20}
+    whole, half = data.cifar10(**options), data.cifar10(size=16, **options)
+    assert half.size == (16, 16) and half.sizes == whole.sizes
+    assert torch.equal(half.train.labels, whole.train.labels)
+    assert half.augment == ({"kind": "crop", "padding": 2}, {"kind": "flip"})
+    assert whole.augment == ({"kind": "crop", "padding": 4}, {"kind": "flip"})
+    image, small = whole.test.images[3].numpy().astype(float), half.test.images[3].numpy()
+    for row, column in ((0, 0), (5, 9), (15, 15)):
+        covered = image[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        expected = covered.reshape(3, 4).mean(1)
+        assert abs(small[:, row, column] - expected).max() <= 0.5
+    for size in (0, 33):
+        with pytest.raises(UserError, match="size"):
+            data.cifar10(size=size, **options)

@@ -283,6 +283,8 @@ def compiled(form: Callable[..., Any]) -> Callable[..., Any]:
     known: set[tuple[Any, ...]] = set()
 
     def run(*arguments: Any, **named: Any) -> Any:
+        arguments = tuple(_alone(each) for each in arguments)
+        named = {name: _alone(each) for name, each in named.items()}
         seen = tuple(_form(each) for each in (*arguments, *named.values()))
         if seen in known:
             return kernel(*arguments, **named)
@@ -294,6 +296,11 @@ def compiled(form: Callable[..., Any]) -> Callable[..., Any]:
         return found
 
     return run
+
+
+def _alone(argument: Any) -> Any:
+    """A tensor that is no view any more: how its base lies would count as another form."""
+    return argument.data if isinstance(argument, Tensor) and argument._is_view() else argument
 
 
 def _form(argument: Any) -> Any:
