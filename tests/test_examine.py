@@ -33,7 +33,7 @@ from spikelet.examine import noise as noise_of_run
 from spikelet.examine import steps as steps_of_run
 from spikelet.examine.exposure import planned, way
 from spikelet.examine.subject import Subject, measured_part, subject
-from spikelet.examine.table import images_of
+from spikelet.examine.table import NEED_SPIKES, images_of
 from spikelet.examine.work import file_of, finite, work
 from spikelet.execute import ann, bptt
 from spikelet.graph import capture
@@ -418,7 +418,9 @@ def test_command_without_names_takes_all_that_suit(
     assert main(["measure", str(runs["teacher"]), "--images", "20", "--json", "--quiet"]) == 0
     out, err = capfd.readouterr()
     content = only_object(out)
-    assert set(content["measures"]) | set(content.get("failed", {})) == set(MEASURES) - {"health"}
+    assert set(content["measures"]) | set(content.get("failed", {})) == set(MEASURES) - set(
+        NEED_SPIKES
+    )
     assert {"steps", "noise"} <= set(content["measures"]) and err == ""
     assert content["rows"][0]["method"] == "teacher"
 

@@ -16,8 +16,9 @@ MEASURES: Table = {
     "saliency": "spikelet.examine.saliency:examine",
     "energy": "spikelet.examine.energy:examine",
     "health": "spikelet.examine.health:examine",
+    "evenness": "spikelet.examine.evenness:examine",
 }
-NEED_SPIKES = ("health",)  # left out for a network without spikes, unless asked for by name
+NEED_SPIKES = ("health", "evenness")  # left out for a network without spikes, unless asked for
 IMAGES = 1000  # images that a measure uses by default; `steps` uses all there are
 
 

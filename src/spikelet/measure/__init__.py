@@ -21,6 +21,7 @@ from spikelet.measure.corruptions import corrupt
 from spikelet.measure.definitions import definitions
 from spikelet.measure.early import early_exit
 from spikelet.measure.energy import of_ann, of_quantised, of_student
+from spikelet.measure.evenness import evenness
 from spikelet.measure.health import health
 from spikelet.measure.inside import disturbed
 from spikelet.measure.interval import paired_interval, t_quantile
@@ -41,6 +42,7 @@ __all__ = [
     "disturbed",
     "early_exit",
     "evaluating",
+    "evenness",
     "gradient_norms",
     "health",
     "input_gradients",

@@ -1,0 +1,103 @@
+"""What the uneven arrival of spikes costs: spikes sent too early, spikes that come too late.
+
+An integrate-and-fire neuron with soft reset stands for a quantised activation of its mean current
+(`quantise.levels`): that many spikes it sends if its current is the same at every step. Currents
+made of spikes are not, and a spike that was sent cannot be taken back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from spikelet.dual import fold, unfold
+from spikelet.encode import repeat
+from spikelet.errors import UserError
+from spikelet.execute import spiking
+from spikelet.graph import plain, walk
+from spikelet.measure.accuracy import Encode, evaluating
+from spikelet.neuron import Integrator, Neuron, per_channel
+from spikelet.quantise import levels
+
+
+def evenness(
+    net: nn.Module, images: Tensor, steps: int, encode: Encode = repeat
+) -> dict[str, dict[str, float]]:
+    """How many spikes each layer sends beside what its mean currents stand for, by neuron path.
+
+    With n the spikes that a neuron sends to one image (those taken back subtracted) and
+    m = clip(floor((T c + v0) / theta), 0, T) of its own mean current c:
+
+    - `spikes`: the mean of n over neurons and images;
+    - `surplus`: the mean of max(n - m, 0), spikes that the whole current does not justify;
+    - `missing`: the mean of max(m - n, 0), spikes that came too late to be sent.
+
+    Args:
+        net: a spiking network.
+        images: normalised, "B C H W".
+        steps: T.
+        encode: (images, T) to the input "T B ...".
+
+    Raises:
+        UserError: if a neuron leaks or does not reset by subtraction: it stands for no such level.
+    """
+    graph, found = spiking(net), dict[str, dict[str, float]]()
+
+    def rule(node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if not isinstance(function, Neuron):
+            return plain(node, function, args, kwargs)
+        output = function(unfold(args[0], steps))
+        found[str(node.target)] = _counts(function, unfold(args[0], steps).float(), output)
+        return fold(output)
+
+    with evaluating(graph):
+        walk(graph, fold(encode(images, steps)), rule)
+    return found
+
+
+def _counts(neuron: Neuron, currents: Tensor, output: Tensor) -> dict[str, float]:
+    """Spikes per neuron and image of one layer; currents and theta * s "T B ..."."""
+    even, steps = require_even(neuron), len(output)
+    mean = currents.mean(0)
+    theta = per_channel(even.theta, mean).to(mean)
+    meant = levels(mean, even.theta, even.initial, steps) * (steps / theta)
+    excess = (output.float().sum(0) / theta - meant).round()
+    return {
+        "spikes": float((output.float().sum(0) / theta).mean()),
+        "surplus": float(excess.clamp_min(0).mean()),
+        "missing": float((-excess).clamp_min(0).mean()),
+    }
+
+
+def require_even(neuron: Neuron) -> Integrator:
+    """The neuron, if it is one that counts to a level.
+
+    Raises:
+        UserError: if it leaks or does not reset by subtraction.
+    """
+    counts = isinstance(neuron, Integrator) and neuron.reset == "soft"
+    if not counts or bool((torch.as_tensor(neuron.leak) != 1).any()):  # type: ignore[attr-defined]
+        raise UserError(
+            f"neuron {type(neuron).__name__}",
+            "it leaks or resets to a fixed potential, so that no number of spikes is the even one",
+            "measure a student of IF neurons with soft reset",
+        )
+    assert isinstance(neuron, Integrator)
+    return neuron
+
+
+def signed(net: nn.Module) -> fx.GraphModule:
+    """A copy of a spiking network whose neurons may take spikes back.
+
+    Raises:
+        UserError: as `evenness`.
+    """
+    found = copy.deepcopy(spiking(net))
+    for module in found.modules():
+        if isinstance(module, Neuron):
+            require_even(module).signed = True
+    return found
