@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from small import network, student
 from spikelet.encode import Poisson
 from spikelet.errors import UserError
-from spikelet.examine.saliency import SHUFFLED, examine, look
+from spikelet.examine.saliency import SHUFFLED, examine, look, say
 from spikelet.execute import bptt
 from spikelet.measure.masking import SHARES, curves, ends, random_order
 from spikelet.measure.saliency import (
@@ -320,3 +320,19 @@ def test_a_teacher_alone_is_compared_with_its_shuffled_weights() -> None:
     found = examine(watched(seen("teacher", network("residual").float(), "ann"), None), quiet)
     (only,) = found["similarity"]
     assert only["network"] == SHUFFLED.format("teacher") and not found["similarity_differences"]
+
+
+def test_sentences_name_every_network_and_its_interval() -> None:
+    student_net = student(calibrated=True).float()
+    teacher_net = network().float().eval()
+    subject = watched(seen("none", student_net), seen("teacher", teacher_net, "ann"), 24)
+    found = examine(subject, lambda *_: None)
+    lines = say(found)
+    assert len(lines) == 1 + len(found["similarity"])
+    assert f"on {found['n']} images" in lines[0]
+    first = found["similarity"][0]
+    assert lines[1].startswith(f"{first['network']}: ")
+    assert f"{first['spearman']['low']:.2f} to {first['spearman']['high']:.2f}" in lines[1]
+    none = {"mean": None, "low": None, "high": None, "n": 1}
+    row = {"network": "x", "spearman": none, "overlap": none}
+    assert "unknown" in say({**found, "similarity": [row]})[1]

@@ -36,6 +36,8 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "nir": ("export", "pip install 'spikelet[export]'"),
     "spikingjelly": ("an oracle of the tests", ORACLES),
     "snntorch": ("an oracle of the tests", ORACLES),
+    "neurobench": ("an oracle of the tests", ORACLES),
+    "captum": ("an oracle of the tests", ORACLES),
 }
 # data set -> files under the root that show it is there
 DATA: Mapping[str, tuple[str, ...]] = {

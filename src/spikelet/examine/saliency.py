@@ -246,3 +246,20 @@ def _curve_differences(
             mine = areas[student, student, kind]
             what = {"network": student, "minus": network, "ranked_by": "each its own"}
             yield {**what, "kind": kind, **_intervals(mine, found)}
+
+
+def say(found: Mapping[str, Any]) -> list[str]:
+    """What was found, in sentences."""
+    lines = [
+        f"{row['network']}: maps like those of {found['reference']} to a rank correlation of "
+        f"{_shown(row['spearman'])}, overlap of the {100 * found['share']:g} % most salient "
+        f"pixels {_shown(row['overlap'])} (chance {found['chance']:.2f})"
+        for row in found["similarity"]
+    ]
+    return [f"on {found['n']} images that every network answers rightly", *lines]
+
+
+def _shown(interval: Mapping[str, Any]) -> str:
+    if interval["mean"] is None:
+        return "unknown"
+    return f"{interval['mean']:.2f} ({interval['low']:.2f} to {interval['high']:.2f})"
