@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && exit; done; echo python3)
 
-.PHONY: help setup demo test test-slow lint types package bench
+.PHONY: help setup demo test test-slow browser lint types package bench
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: lint types  ## lint, types, the tests that are not slow, and the built pac
 
 test-slow: setup  ## the slow tests only
 	$(BIN)/python -m pytest -m slow
+
+browser: setup  ## the pages in headless Chromium, where there is one
+	$(BIN)/python -m pytest -m slow tests/test_browser.py
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ LAYERS = (
     "terms measure",
     "distill inspect export",
     "train report",
-    "demo compare bench examine",
+    "demo compare bench examine story",
     "cli doctor __main__",
 )
 LAYER = {unit: level for level, units in enumerate(LAYERS) for unit in units.split()}

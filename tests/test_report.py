@@ -15,8 +15,16 @@ import torch
 
 from spikelet.errors import UserError
 from spikelet.report import Example, at, comparison, hardware, named, page, sentences, verdict
-from spikelet.report.charts import dots_chart
+from spikelet.report.charts import accuracy_chart, dots_chart
 from spikelet.report.page import picture
+from spikelet.report.plots import (
+    Cost,
+    Line,
+    costs_chart,
+    lines_chart,
+    raster_chart,
+    traces_chart,
+)
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -231,6 +239,61 @@ def test_bars_of_accuracy_end_with_its_scale() -> None:
     drawn = [dots_chart("a", dots, within=within) for within in (None, (0, 100))]
     ticks = [[float(x) for x in re.findall(r">(\d+)</text>", text)] for text in drawn]
     assert max(ticks[0]) > 100 and max(ticks[1]) == 100
+
+
+def texts(svg: str) -> list[str]:
+    """The words in a drawing."""
+    return re.findall(r">([^<>]+)</text>", svg)
+
+
+def test_labels_of_many_steps_do_not_run_into_each_other() -> None:
+    rows = [row("none", t, 0.5 + t / 100, None) for t in range(1, 33)]
+    named_steps = [int(word) for word in texts(accuracy_chart(rows, {"none": 0})) if word.isdigit()]
+    shown = sorted(t for t in named_steps if t <= 32)
+    assert {1, 2, 4, 8, 16, 32} <= set(shown) and len(shown) < 20
+    few = accuracy_chart([row("none", t, 0.5, None) for t in (1, 2, 3, 4)], {"none": 0})
+    assert {"1", "2", "3", "4"} <= set(texts(few))
+
+
+def test_knee_has_a_ring_and_names_may_hold_dollars() -> None:
+    rows = [row("$a^b$", t, 0.5 + t / 100, None) for t in (1, 2)]
+    plain, ringed = (
+        accuracy_chart(rows, {"$a^b$": 0}, knees) for knees in (None, {"$a^b$": 2})
+    )
+    assert "$a^b$" in texts(plain) and "$a^b$" in texts(ringed)
+    assert ringed.count("<use ") == plain.count("<use ") + 1
+
+
+def test_spikes_are_drawn_one_by_one_and_those_taken_back_apart() -> None:
+    spikes = [[1, 0, -1, 1], [0, 0, 0, 0], [1, 1, 0, 0]]
+    drawn = raster_chart("raster", spikes, 1)
+    bars = re.findall(r'<path d="M [\d.]+ [\d.]+\s+L [\d.]+ [\d.]+\s+" clip-path[^>]*', drawn)
+    colours = Counter(re.search(r"--series-\d", bar)[0] for bar in bars)  # type: ignore[index]
+    assert colours == {"--series-1": 4, "--series-5": 1}
+
+
+def test_trace_marks_where_a_neuron_fires() -> None:
+    drawn = traces_chart("trace", [0.4, 1.3, 1.1, -0.2], [0, 1, 1, -1], 2)
+    filled = drawn.count("fill: var(--series-2)")
+    empty = drawn.count("fill: none") + drawn.count('fill="none"')
+    assert filled >= 2 and empty >= 2
+
+
+def test_costs_have_a_unit_that_suits_them() -> None:
+    strict, loose = {"strict": 2e6, "favourable": 4e5}, {"dense": 9e6}
+    costs = [Cost("snn", strict, 0.9, 1), Cost("ann", loose, None, 0, spikes=False)]
+    drawn = costs_chart("costs", costs)
+    assert "µJ per image" in texts(drawn) and "1" in texts(drawn)
+    assert "nJ per image" in texts(costs_chart("costs", [Cost("snn", {"strict": 9e5}, 0.5, 1)]))
+
+
+def test_lines_leave_out_what_is_not_known_and_stand_on_zero() -> None:
+    lines = [Line([0, 1, 2], [None, 0.0, 0.0], 1)]
+    drawn = lines_chart("lines", lines, along="layer", up="%", ticks=["1", "", "3"], grounded=True)
+    values = [float(word.replace("\N{MINUS SIGN}", "-")) for word in texts(drawn) if "." in word]
+    assert min(values) == 0 and max(values) == 1
+    drawn = lines_chart("lines", [Line([0, 1], [-0.5, 1.0], 1)], along="a", up="b", grounded=True)
+    assert "\N{MINUS SIGN}0.5" in texts(drawn)
 
 
 def test_one_run_claims_no_difference() -> None:

@@ -26,6 +26,7 @@ VERBS = {
     "teach": "train an ANN teacher",
     "distill": "make a spiking student of any teacher",
     "measure": "what a finished run can do: steps, noise, saliency, energy, health",
+    "report": "one page about one finished run, or several side by side",
     "compare": "methods x steps x seeds under one teacher: one table, one page; resumable",
     "bench": "time and memory of training, or inference, beside SpikingJelly and snnTorch",
     "doctor": "what is installed, what is fast here, what is missing",
@@ -207,6 +208,16 @@ def _measure(parser: Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
+def _report(parser: Parser) -> None:
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="finished run folders")
+    text = "the file to write; default for one run: RUN/report.html"
+    parser.add_argument("--out", metavar="FILE", help=text)
+    text = "show what is stored alone; run no network for saliency maps and spikes"
+    parser.add_argument("--stored", action="store_true", help=text)
+    parser.add_argument("--data-root", metavar="DIR", help="where the data are now")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
 def _compare(parser: Parser) -> None:
     """The grid, its tuning, and how it is computed."""
     whole, real, add = number(int), number(float), parser.add_argument
@@ -269,6 +280,7 @@ ADD = {
     "teach": _teach,
     "distill": _distill,
     "measure": _measure,
+    "report": _report,
     "compare": _compare,
     "bench": bench.flags,
     "doctor": _doctor,

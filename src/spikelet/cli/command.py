@@ -102,6 +102,10 @@ def _answer(verb: str, rest: list[str], leaves: list[Leaf], stdout: TextIO) -> i
         from spikelet.cli import measure
 
         render = measure.show
+    if verb == "report":
+        from spikelet.cli import report
+
+        render = report.show
     if verb == "bench":
         from spikelet.cli import bench
 
@@ -124,6 +128,10 @@ def _result(verb: str, options: Any, leaves: list[Leaf], console: Any) -> dict[s
         from spikelet.cli import measure
 
         return measure.run(options, console)
+    if verb == "report":
+        from spikelet.cli import report
+
+        return report.run(options, console)
     if verb == "bench":
         from spikelet.cli import bench
 
@@ -132,6 +140,17 @@ def _result(verb: str, options: Any, leaves: list[Leaf], console: Any) -> dict[s
         from spikelet.cli import compare
 
         return compare.run(options, leaves, vars(parse(verb, [])), console)
+    result = _trained(verb, options, leaves, console)
+    if verb == "distill" and not result.get("finished"):
+        from spikelet.cli.report import beside
+
+        file = beside(result["run"], console)
+        return result if file is None else {**result, "files": [file]}
+    return result
+
+
+def _trained(verb: str, options: Any, leaves: list[Leaf], console: Any) -> dict[str, Any]:
+    """The object of `teach` and `distill`, begun or resumed."""
     if options.resume is not None:
         from spikelet.cli.runs import resumed
 

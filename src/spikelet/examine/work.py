@@ -78,7 +78,10 @@ def settings(subject: Subject) -> dict[str, Any]:
         "steps": subject.steps,
         "over": list(subject.over),
         "seed": subject.seed,
-        "versus": {each.name: each.run for each in subject.others},
+        "versus": {
+            each.name: None if each.run is None else str(Path(each.run).absolute())
+            for each in subject.others
+        },
         "device": subject.device.type,
     }
 

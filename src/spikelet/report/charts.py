@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "spikelet",
+    "text.parse_math": False,  # a name may hold a dollar sign
     "font.size": 9.5,
     "text.color": INK,
     "axes.edgecolor": GRID,
@@ -51,9 +53,14 @@ def series_of(rows: Sequence[Row]) -> dict[str, int]:
     return {method: number % len(SERIES) for number, method in enumerate(methods)}
 
 
-def accuracy_chart(rows: Sequence[Row], series: Mapping[str, int]) -> str:
-    """Accuracy in % over time steps, a line per method with deviations, and the teacher."""
-    with _drawing("accuracy", 3.3) as (axes, drawn):
+def accuracy_chart(
+    rows: Sequence[Row], series: Mapping[str, int], knees: Mapping[str, int] | None = None
+) -> str:
+    """Accuracy in % over time steps, a line per method with deviations, and the teacher.
+
+    `knees` are numbers of steps to draw a ring around, by method.
+    """
+    with drawing("accuracy", 3.3) as (axes, drawn):
         for method, number in series.items():
             mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["steps"])
             shift = 1 + 0.022 * (number - (len(series) - 1) / 2)
@@ -65,6 +72,10 @@ def accuracy_chart(rows: Sequence[Row], series: Mapping[str, int]) -> str:
                 marker=MARKERS[number],
                 label=method,
             )
+            for row in mine:
+                if (knees or {}).get(method) == row["steps"]:
+                    place = row["steps"] * shift, 100 * row["accuracy"]
+                    axes.plot(*place, "o", markersize=13, mfc="none", mec=SERIES[number], mew=1.2)
         for row in rows:
             if row["method"] == "teacher":
                 axes.axhline(
@@ -79,7 +90,7 @@ def accuracy_chart(rows: Sequence[Row], series: Mapping[str, int]) -> str:
 def difference_chart(comparisons: Sequence[Row], series: Mapping[str, int]) -> str:
     """Differences in points with their intervals over time steps, a colour per control."""
     controls = list(dict.fromkeys(row["versus"] for row in comparisons))
-    with _drawing("difference", 3.0) as (axes, drawn):
+    with drawing("difference", 3.0) as (axes, drawn):
         axes.axhline(0, color=INK, lw=1.2)
         for place, versus in enumerate(controls):
             mine = [row for row in comparisons if row["versus"] == versus]
@@ -102,7 +113,7 @@ def difference_chart(comparisons: Sequence[Row], series: Mapping[str, int]) -> s
 
 def curve_chart(curves: Mapping[str, Sequence[float]], series: Mapping[str, int]) -> str:
     """Validation accuracy in % over epochs, a line per method."""
-    with _drawing("curves", 2.7) as (axes, drawn):
+    with drawing("curves", 2.7) as (axes, drawn):
         for method, values in curves.items():
             axes.plot(
                 range(1, len(values) + 1),
@@ -135,7 +146,7 @@ def dots_chart(
         label: of the axis.
         within: what the axis may show at most; a bar that goes on beyond is cut off there.
     """
-    with _drawing(name, 0.75 + 0.27 * len(dots)) as (axes, drawn):
+    with drawing(name, 0.75 + 0.27 * len(dots)) as (axes, drawn):
         if line is not None:
             axes.axvline(100 * line, color=INK, ls=(0, (5, 3)), lw=1.2)
         for place, dot in enumerate(dots):
@@ -159,18 +170,41 @@ def dots_chart(
     return drawn[0]
 
 
-def steps_axis(axes: Any, steps: Sequence[int]) -> None:
-    """Time steps on a logarithmic axis, each labelled as it is."""
+def steps_axis(axes: Any, steps: Sequence[int], room: int = 16) -> None:
+    """Time steps on a logarithmic axis, labelled as they are where there is room for it.
+
+    `room` is how many labels the axis is wide.
+    """
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(set(steps)), [f"{t}" for t in sorted(set(steps))])
+    ticks = sorted(set(steps))
+    named = _apart(ticks, room)
+    axes.set_xticks(ticks, [f"{t}" if t in named else "" for t in ticks])
     axes.minorticks_off()
     axes.grid(False, axis="x")
     axes.set_xlabel("time steps T")
 
 
+def _apart(ticks: Sequence[int], room: int) -> set[int]:
+    """Those that are far enough apart for their labels, the last among them, powers of 2 first."""
+    least = math.log2(ticks[-1] / ticks[0]) / room if ticks else 0
+    chosen: list[int] = []
+    for tick in [*ticks[-1:], *(t for t in ticks if t & (t - 1) == 0), *ticks]:
+        if all(abs(math.log2(tick / other)) > least for other in chosen):
+            chosen.append(tick)
+    return set(chosen)
+
+
 @contextmanager
-def _drawing(name: str, height: float) -> Iterator[tuple[Any, list[str]]]:
-    """Axes to draw on; afterwards the list holds the SVG. Matplotlib's settings are put back."""
+def drawing(
+    name: str, height: float, width: float = 5.4, style: Mapping[str, Any] | None = None
+) -> Iterator[tuple[Any, list[str]]]:
+    """Axes to draw on; afterwards the list holds the SVG. Matplotlib's settings are put back.
+
+    Args:
+        name: unique on its page: the first part of the drawing's ids.
+        height, width: in inches of 72 units.
+        style: settings that differ from those of all charts.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -179,8 +213,9 @@ def _drawing(name: str, height: float) -> Iterator[tuple[Any, list[str]]]:
             "report", "matplotlib is not installed", "run `pip install 'spikelet[report]'`"
         ) from error
     drawn: list[str] = []
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.4, height), layout="constrained")
+    settings: Any = {**STYLE, **(style or {})}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(width, height), layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)

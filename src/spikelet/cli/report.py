@@ -1,0 +1,68 @@
+"""`spikelet report RUN...`: one page about finished runs; `distill` writes its run's own."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikelet.cli.again import command_of
+from spikelet.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from spikelet.story.told import Told
+
+FILE = "report.html"
+
+
+def run(options: Namespace, console: Console) -> dict[str, Any]:
+    """Write the page; the object for --json.
+
+    Raises:
+        UserError: for several runs without --out, or a place that is a folder.
+    """
+    runs = [Path(each) for each in options.runs]
+    if options.out is None and len(runs) > 1:
+        fix = "name the file to write, such as --out report.html"
+        raise UserError("--out", "it is missing for several runs", fix)
+    out = runs[0] / FILE if options.out is None else Path(options.out)
+    if out.is_dir():
+        raise UserError(f"--out {out}", "it is a folder", f"name a file, such as {out / FILE}")
+    from spikelet.story import write
+
+    root = None if options.data_root is None else Path(options.data_root)
+
+    def tell(words: str) -> None:
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+    file = write(runs, out, again, live=not options.stored, root=root, tell=tell)
+    return {"file": str(file)}
+
+
+def again(told: Told) -> str | None:
+    """The command line that makes a run again in a folder beside it."""
+    return command_of(told.recipe, f"{told.path}-again")
+
+
+def beside(run: str, console: Console) -> str | None:
+    """Writes RUN/report.html from what the run has stored; the file, or None after a sentence.
+
+    A run that is finished stays so whatever happens here.
+    """
+    try:
+        from spikelet.story import write
+
+        return str(write([Path(run)], Path(run) / FILE, again, live=False))
+    except Exception as error:
+        what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        words = f"no {FILE} was written ({what}); the run itself is complete"
+        console.print(" ".join(words.split()), markup=False, highlight=False, soft_wrap=True)
+        return None
+
+
+def show(console: Console, result: Mapping[str, Any]) -> None:
+    """Where the page is."""
+    console.print(result["file"], markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,5 @@
+"""The story of finished runs: what their folders hold, read back and told on one page."""
+
+from spikelet.story.write import write
+
+__all__ = ["write"]

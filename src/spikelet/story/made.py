@@ -1,0 +1,141 @@
+"""How the runs were made, how to make them again, and what is not measured yet."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from spikelet.examine import MEASURES
+from spikelet.examine.table import NEED_SPIKES
+from spikelet.report.parts import Block, Code, Facts, Fold, Heading, Note, Section
+from spikelet.story.cast import Cast, Chapter
+from spikelet.story.told import Found, Told
+
+Again = Callable[[Told], str | None]
+"""Gives the command line that makes a run again; None where there is none."""
+NO_LINE = (
+    "No command line says all of this recipe, or its teacher's folder is gone; the recipe below "
+    "holds every setting."
+)
+TOLD = ("steps", "noise", "saliency", "energy", "health", "evenness")  # have their own chapters
+LONGEST = 6000  # characters of a measure of the user's own
+
+
+def made(cast: Cast, again: Again) -> Chapter:
+    """Settings, versions, hashes, licence, the command line and the recipe of each run."""
+    blocks: list[Block] = []
+    for run in cast.runs:
+        line = again(run)
+        name = run.path.resolve().name
+        blocks.append(Heading(f"{run.label}: {name}" if len(cast.runs) > 1 else name))
+        blocks.append(Facts(_facts(run)))
+        blocks.append(Note("The command that makes it again, with all its settings:"))
+        blocks.append(Note(NO_LINE) if line is None else Code(wrapped(line)))
+        recipe = json.dumps(json.loads(run.recipe.to_json()), indent=2)
+        blocks.append(Fold("the whole recipe", [Code(recipe)]))
+    look = "Everything here is read from the run folders; nothing was typed in."
+    return Chapter(Section("How it was made", look, blocks))
+
+
+def _facts(run: Told) -> dict[str, str]:
+    """What a run's card and environment say, in words."""
+    data, card, env = run.card.get("data") or {}, run.card, run.env
+    training = run.recipe.training
+    facts = {
+        "intended use": str(card.get("intended_use", "")),
+        "data": f"{data.get('name', run.recipe.data['kind'])}; licence: {data.get('licence', '?')}",
+        "network": model_words(run),
+        "teacher": _teacher(run),
+        "training": f"{training.epochs} epochs of {training.optimiser}, learning rate "
+        f"{training.learning_rate:g}, batch {training.batch}, {training.precision}"
+        if run.epochs
+        else "none",
+        "seed": str(run.recipe.seed),
+        "computed on": ", ".join(
+            str(env[key]) for key in ("device", "platform", "cuda") if env.get(key)
+        ),
+        "versions": ", ".join(f"{k} {v}" for k, v in (env.get("versions") or {}).items()),
+        "commit": _commit(env),
+        **{f"sha256 of {k} images": v for k, v in (data.get("hashes") or {}).items()},
+        "sha256 of the weights": str(card.get("sha256", "")),
+    }
+    return {name: words for name, words in facts.items() if words}
+
+
+def model_words(run: Told) -> str:
+    """The architecture of a run's network: "small-cnn of width 16"."""
+    model: Mapping[str, Any] = run.recipe.model or run.card.get("model") or {}
+    model = model or run.card.get("teacher") or {}
+    width = model.get("width")
+    return str(model.get("kind", "network")) + ("" if width is None else f" of width {width}")
+
+
+def _teacher(run: Told) -> str:
+    guide = run.card.get("teacher") or {}
+    if not run.taught or not guide:
+        return ""
+    width = "" if guide.get("width") is None else f" of width {guide['width']}"
+    return f"{guide.get('kind', '?')}{width}; sha256 {guide.get('sha256', '?')}"
+
+
+def _commit(env: Found) -> str:
+    git = env.get("git")
+    return "" if not git else git["commit"] + (" with changes" if git["changed"] else "")
+
+
+def _comparable(other: Told, run: Told) -> bool:
+    """Whether a student was tested on the same images, so that it may be measured beside."""
+    parts = [((r.card.get("data") or {}).get("hashes") or {}).get("test") for r in (other, run)]
+    return other.taught and parts[0] == parts[1]
+
+
+def wrapped(line: str, width: int = 84) -> str:
+    """A command over several lines that a shell still reads as one; a flag keeps its values."""
+    groups: list[str] = []
+    for word in map(shlex.quote, shlex.split(line)):
+        if word.startswith("-") or not groups:
+            groups.append(word)
+        else:
+            groups[-1] += f" {word}"
+    lines = [groups[0]]
+    for group in groups[1:]:
+        if len(lines[-1]) + len(group) < width:
+            lines[-1] += f" {group}"
+        else:
+            lines.append(f"    {group}")
+    return " \\\n".join(lines)
+
+
+def own_measures(cast: Cast) -> Chapter | None:
+    """What a user's own measures found, as it was stored; None where there are none."""
+    blocks: list[Block] = []
+    for run in cast.runs:
+        for name, found in run.measures.items():
+            if name not in TOLD:
+                text = json.dumps(found, indent=2)
+                cut = text if len(text) <= LONGEST else text[:LONGEST] + "\n..."
+                blocks.append(Fold(f"{run.label}: {name}", [Code(cut)]))
+    look = "Measures that this page has no chapter for, as they were stored."
+    return Chapter(Section("Other measures", look, blocks)) if blocks else None
+
+
+def missing(cast: Cast) -> Chapter | None:
+    """What is not measured yet, and the command for it; None where nothing is missing."""
+    blocks: list[Block] = []
+    for run in cast.runs:
+        names = [n for n in MEASURES if n not in run.measures]
+        names = [n for n in names if run.spikes or n not in NEED_SPIKES]
+        if names:
+            others = [str(r.path) for r in cast.runs if r is not run and _comparable(r, run)]
+            versus = ["--versus", *others] if others and run.taught else []
+            line = shlex.join(["spikelet", "measure", str(run.path), *names, *versus])
+            blocks += [Note(f"{run.label}: {', '.join(names)}."), Code(wrapped(line))]
+    if not blocks:
+        return None
+    look = (
+        "Run these lines, then `spikelet report` again, and the page has these sections too; a "
+        "measure that does not suit a run says so."
+    )
+    return Chapter(Section("Not measured yet", look, blocks))

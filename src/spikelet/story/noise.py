@@ -1,0 +1,177 @@
+"""Accuracy under noise: a small chart for each kind, and what clean accuracy does not explain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spikelet.report.parts import Block, Chart, Facts, Fold, Heading, Note, Panels, Rows, Section
+from spikelet.report.plots import Line, lines_chart
+from spikelet.story.cast import Cast, Chapter, Where, grouped, networks
+from spikelet.story.numbers import (
+    NONE,
+    percent,
+    plain,
+    point_spread,
+    points,
+    settings_words,
+    share,
+    shown,
+)
+from spikelet.story.told import Found, Source
+
+LOOK = (
+    "Look for curves that fall later than the others: the further to the right, the stronger the "
+    "noise. A network that starts higher also ends higher; the last column of the second table "
+    "counts only images that both networks answer rightly without noise."
+)
+PLACES = {"image": "", "file": " (files)", "network": " (inside)"}
+
+
+def noise(cast: Cast) -> Chapter | None:
+    """Curves of all networks by kind of noise, areas, and differences; None if not measured."""
+    found = cast.sources("noise")
+    if not found:
+        return None
+    blocks: list[Block] = []
+    groups = grouped(found, _alike)
+    for number, group in enumerate(groups):
+        if len(groups) > 1:
+            blocks.append(Heading(", ".join(source.own for source in group)))
+        blocks += _group(cast, group, number)
+    if versus := _versus(cast, found):
+        blocks.append(versus)
+    words = Facts(dict(found[0].found["definitions"]))
+    blocks += [_by_kind(cast, groups[0]), *_kept(found), Fold("what the words mean", [words])]
+    return Chapter(Section("Noise", LOOK, blocks), _findings(cast, found))
+
+
+def _alike(found: Found) -> tuple[Any, ...]:
+    kinds = tuple((name, *kind["levels"]) for name, kind in found["kinds"].items())
+    settings = found.get("settings") or {}
+    return (found["n"], settings.get("split"), settings.get("seed"), kinds)
+
+
+def _where(cast: Cast, group: Sequence[Source]) -> Where:
+    return networks(cast, group, lambda found: list(found["networks"]))
+
+
+def _group(cast: Cast, group: Sequence[Source], number: int) -> list[Block]:
+    """Panels and the table of the whole, of measures that were taken in the same way."""
+    where = _where(cast, group)
+    charts = [
+        Chart(
+            _drawn(cast, where, name, kind, f"noise-{number}-{place}"),
+            f"Accuracy under {name} over its level ({kind['unit']})",
+            f"{name}{PLACES.get(kind['where'], '')}",
+        )
+        for place, (name, kind) in enumerate(group[0].found["kinds"].items())
+    ]
+    body = [
+        [label, *(share(source.found["networks"][name][key]) for key in ("clean", "noisy", "area")),
+         share(source.found["networks"][name]["drop"])]
+        for label, (source, name) in where.items()
+    ]
+    head = ["noise on images", "clean, %", "noisy, %", "area, %", "share lost, %"]
+    words = f"Accuracy {settings_words(group[0].found, group[0].found['n'])}; a network that a "
+    words += "kind means nothing for has no line there."
+    colours = [cast.colour(label) for label in where]
+    return [Panels(charts, cast.keys(list(where))), Rows(head, body, colours=colours), Note(words)]
+
+
+def _drawn(
+    cast: Cast, where: Where, name: str, kind: Found, drawing: str
+) -> str:
+    """Every network's accuracy over the levels of one kind, as far apart as they are named."""
+    lines = []
+    for label, (source, own) in where.items():
+        network = source.found["kinds"][name]["networks"].get(own)
+        if network is not None:
+            values = [100 * value for value in network["accuracy"]]
+            places = range(len(values))
+            lines.append(Line(places, values, cast.colour(label), cast.line(label)))
+    ticks = [f"{level:g}".removeprefix("0") or "0" for level in kind["levels"]]
+    if kind["levels"] != sorted(kind["levels"]):
+        ticks[0] = "all"  # such as bits: level 0 is without noise
+    return lines_chart(drawing, lines, along=kind["unit"], up="%", ticks=ticks, within=(-3, 103))
+
+
+def _pairs(found: Sequence[Source]) -> list[tuple[Source, str]]:
+    """(measure, other's name in it), each pair of networks once."""
+    seen, pairs = set(), []
+    for source in found:
+        for other in source.found["versus"]:
+            pair = frozenset((source.own, source.label(other)))
+            if pair not in seen:
+                seen.add(pair)
+                pairs.append((source, other))
+    return pairs
+
+
+def _versus(cast: Cast, found: Sequence[Source]) -> Rows | None:
+    """Differences over all noise on images, with intervals, paired by image."""
+    body = []
+    for source, other in _pairs(found):
+        each = source.found["versus"][other]["all"]
+        cells = [point_spread(each[key]) for key in ("clean", "noisy", "kept")]
+        body.append([f"{source.own} less {source.label(other)}", *cells])
+    if not body:
+        return None
+    head = ["points (95 % interval)", "clean", "under noise", "not from clean accuracy"]
+    return Rows(head, body)
+
+
+def _by_kind(cast: Cast, group: Sequence[Source]) -> Fold:
+    """The area of every network under every kind."""
+    where = _where(cast, group)
+    body = []
+    for kind in group[0].found["kinds"]:
+        cells = []
+        for source, name in where.values():
+            network = source.found["kinds"][kind]["networks"].get(name)
+            cells.append(NONE if network is None else share(network["area"]))
+        body.append([kind, *cells])
+    return Fold("area by kind of noise", [Rows(["area, %", *where], body)])
+
+
+def _kept(found: Sequence[Source]) -> list[Block]:
+    """The part that clean accuracy does not explain, by kind."""
+    folds: list[Block] = []
+    for source, other in _pairs(found):
+        kinds = source.found["versus"][other]
+        body = [
+            [kind, point_spread(each["kept"]), plain(each["images_both_right"], 0)]
+            for kind, each in kinds.items()
+        ]
+        head = ["kind", "not from clean accuracy, points", "images"]
+        title = f"{source.own} less {source.label(other)}, by kind of noise"
+        folds.append(Fold(title, [Rows(head, body)]))
+    return folds
+
+
+def _findings(cast: Cast, found: Sequence[Source]) -> list[str]:
+    said = []
+    for source in found:
+        mine = source.found["networks"][source.run.own]
+        said.append(
+            f"Under noise on the images {source.own} answers {percent(mine['noisy'])} rightly "
+            f"({percent(mine['clean'])} of the same images without noise)."
+        )
+    for source, other in _pairs(found):
+        kept = source.found["versus"][other]["all"]["kept"]
+        if kept["mean"] is not None:
+            said.append(_beside(source.own, source.label(other), kept))
+    return said
+
+
+def _beside(mine: str, other: str, kept: Mapping[str, float]) -> str:
+    """Whether noise costs one network more than another, on equal images."""
+    side = shown(kept)
+    verdict = {None: "no difference is shown", "more": "noise costs it less"}.get(
+        side, "noise costs it more"
+    )
+    return (
+        f"{mine} beside {other}: {verdict}: {points(kept['mean'])} points on the images that both "
+        f"answer rightly without noise (95 % interval {points(kept['low'])} to "
+        f"{points(kept['high'])})."
+    )

@@ -1,0 +1,187 @@
+"""From run folders to the page: reads, runs what must be run, and puts the chapters in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spikelet.checkpoint import replacing
+from spikelet.errors import UserError
+from spikelet.report import run_page
+from spikelet.report.findings import listed, percent
+from spikelet.report.parts import Facts, Section
+from spikelet.story.accuracy import accuracy
+from spikelet.story.cast import CONVERT, Cast, Chapter, cast_of
+from spikelet.story.costs import costs
+from spikelet.story.evenness import evenness
+from spikelet.story.inside import health, layers_of, mean_rate, spikes
+from spikelet.story.live import Live, see
+from spikelet.story.looks import looks
+from spikelet.story.made import Again, made, missing, model_words, own_measures
+from spikelet.story.noise import noise
+from spikelet.story.told import TEACHER, Told, read
+from spikelet.story.training import training
+
+MOST_TILES = 6
+READING = {
+    "ordinary network (ANN)": "its neurons pass on numbers; every number is multiplied by weights",
+    "spiking network (SNN)": "its neurons pass on spikes, ones and zeros, at each of T time steps; "
+    "the answer is the mean over the steps; a neuron that is silent costs nothing further on",
+    "teacher and student": "the student usually starts from the teacher's weights and is trained "
+    "to answer like it (distillation)",
+    "accuracy": "the share of test images, never seen in training, that are sorted rightly",
+    "interval": "where the true value is expected in 95 of 100 such measurements",
+}
+
+
+def write(
+    paths: Sequence[Path],
+    out: Path,
+    again: Again,
+    *,
+    live: bool = True,
+    root: Path | None = None,
+    tell: Callable[[str], None] = lambda words: None,
+) -> Path:
+    """Writes the page about one run or several; where it was written.
+
+    Args:
+        paths: run folders.
+        out: the file.
+        again: gives the command line that makes a run again.
+        live: whether networks are run for what only they can show.
+        root: folder of the data where they have moved.
+        tell: takes a sentence for each thing that could not be shown.
+
+    Raises:
+        UserError: if a folder is no finished run, a stored measure is not what this version
+            writes, or jinja2 or matplotlib is missing.
+    """
+    cast = cast_of(read(paths))
+    seen = see(cast.runs, root) if live else Live()
+    for words in seen.troubles:
+        tell(words)
+    text = page_of(cast, seen, again)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return out
+
+
+def page_of(cast: Cast, seen: Live, again: Again) -> str:
+    """The page as text."""
+    told = [each for each in _chapters(cast, seen, again) if each is not None]
+    glossary = Section("What the words mean", "", [Facts(READING)])
+    return run_page(
+        [glossary, *(each.section for each in told)],
+        title=title(cast),
+        lead=headline(cast.runs[0]) if len(cast.runs) == 1 else together(cast),
+        tiles=tiles(cast),
+        findings=[words for each in told for words in each.findings],
+    )
+
+
+def _chapters(cast: Cast, seen: Live, again: Again) -> list[Chapter | None]:
+    """The chapters in order; None for what there is nothing to tell about."""
+    notes = [*seen.notes, *(f"{words}." for words in seen.troubles)]
+    return [
+        accuracy(cast),
+        training(cast),
+        _read("energy", lambda: costs(cast, seen.levels), cast),
+        _read("noise", lambda: noise(cast), cast),
+        _read("saliency", lambda: looks(cast, seen.galleries, notes), cast),
+        spikes(cast, seen.firing),
+        _read("evenness", lambda: evenness(cast), cast),
+        _read("health", lambda: health(cast), cast),
+        own_measures(cast),
+        made(cast, again),
+        missing(cast),
+    ]
+
+
+def _read(name: str, chapter: Callable[[], Chapter | None], cast: Cast) -> Chapter | None:
+    """A chapter from stored measures, or the sentence that they are not what we write.
+
+    Raises:
+        UserError: if they are not.
+    """
+    try:
+        return chapter()
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        runs = [run.path for run in cast.runs if name in run.measures]
+        file = f"{runs[0] if runs else cast.runs[0].path}/measures/{name}.json"
+        what = f"it is not what this version writes ({type(error).__name__}: {error})"
+        raise UserError(file, what, f"measure again with `spikelet measure RUN {name}`") from error
+
+
+def title(cast: Cast) -> str:
+    """What the page is about, in a few words."""
+    data = listed(dict.fromkeys(_data(run) for run in cast.runs))
+    names = listed(run.label for run in cast.runs)
+    if len(cast.runs) > 1:
+        return f"{data}: {names} side by side"
+    run = cast.runs[0]
+    if not run.taught:
+        return f"{data}: an ordinary network, {model_words(run)}"
+    kind = "a spiking network" if run.spikes else "a quantised network"
+    return f"{data}: {kind} trained with {names}, T = {run.recipe.steps}"
+
+
+def _data(run: Told) -> str:
+    return str((run.card.get("data") or {}).get("name") or run.recipe.data["kind"])
+
+
+def together(cast: Cast) -> str:
+    """Several runs in a sentence: how well each does, beside their teachers."""
+    guides: dict[str, float] = {}
+    parts = []
+    for run in cast.runs:
+        guide = run.row(TEACHER, None)
+        if run.taught and guide is not None:
+            guides.setdefault(str(run.teacher), guide["accuracy"])
+        if run.accuracy is not None:
+            at = f" at T = {run.recipe.steps}" if run.taught and "T =" not in run.label else ""
+            parts.append(f"{run.label} {percent(run.accuracy)}{at}")
+    shown = {run.label for run in cast.runs}
+    beside = [f"{name} {percent(value)}" for name, value in guides.items() if name not in shown]
+    data = listed(dict.fromkeys(map(_data, cast.runs)))
+    said = "; ".join(listed(each) for each in (parts, beside) if each)
+    return f"Accuracy on the test images of {data}: {said}."
+
+
+def headline(run: Told) -> str:
+    """One run in a sentence: which network, which data, how well, beside teacher and conversion."""
+    classes = len((run.card.get("data") or {}).get("classes") or ())
+    value = "an unknown share" if run.accuracy is None else percent(run.accuracy)
+    sorts = f"sorts {value} of the test images of {_data(run)} rightly into {classes} classes"
+    if not run.taught:
+        return f"{model_words(run)}, an ordinary network ({run.label}), {sorts}."
+    kind = "a spiking" if run.spikes else "a quantised, not spiking,"
+    words = f"{run.label}, {kind} {model_words(run)} at T = {run.recipe.steps}, {sorts}"
+    guide, plainly = run.row(TEACHER, None), run.row(CONVERT, run.recipe.steps)
+    if guide is not None:
+        words += f"; its teacher {percent(guide['accuracy'])}"
+    if plainly is not None and run.own != CONVERT:
+        words += f", and the teacher converted without training {percent(plainly['accuracy'])}"
+    return words + "."
+
+
+def tiles(cast: Cast) -> list[dict[str, Any]]:
+    """The headline numbers: teachers, conversion, and each run."""
+    found: dict[str, Any] = {}
+    for run in cast.runs:
+        guide = run.row(TEACHER, None)
+        if run.taught and guide is not None:
+            found.setdefault(str(run.teacher), guide["accuracy"])
+        plainly = run.row(CONVERT, run.recipe.steps)
+        if plainly is not None and run.own != CONVERT and len(cast.runs) == 1:
+            found.setdefault(f"converted, T = {run.recipe.steps}", plainly["accuracy"])
+    for run in cast.runs:
+        if run.accuracy is not None:
+            at = f", T = {run.recipe.steps}" if run.taught and "T =" not in run.label else ""
+            found.setdefault(run.label + at, run.accuracy)
+        layers = layers_of(run) if run.spikes and len(cast.runs) == 1 else {}
+        if layers:
+            found["spikes per neuron and step, mean over layers"] = f"{mean_rate(layers):.3f}"
+    return [{"name": name, "value": value} for name, value in found.items()][:MOST_TILES]

@@ -1,0 +1,506 @@
+"""The page about finished runs: complete, harmless, and with the numbers that the runs hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed: no digits")
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+from finished import FOLDER, SCRIPT, make, quiet
+from spikelet.cli.again import command_of
+from spikelet.cli.arguments import parse
+from spikelet.cli.distill import recipe_of
+from spikelet.cli.leaves import Leaf, overridden, split
+from spikelet.cli.report import beside
+from spikelet.errors import UserError
+from spikelet.examine import MEASURES
+from spikelet.examine.subject import subject
+from spikelet.measure.saliency import input_gradients
+from spikelet.neuron import per_channel, scan
+from spikelet.recipe import METHODS, Recipe, default_recipe
+from spikelet.report.page import picture
+from spikelet.story.live import _coloured, firing
+from spikelet.story.made import wrapped
+from spikelet.story.told import Told, called, colours, read, sources
+from spikelet.train import load, read_recipe
+from test_report import Reader
+
+MEASURED = ("steps", "noise", "saliency", "energy", "health", "evenness")
+ALL = (
+    "Accuracy over time steps",
+    "Training",
+    "Energy and accuracy",
+    "Noise",
+    "What the networks look at",
+    "Spikes, step by step",
+    "What uneven spikes cost",
+    "Health of the layers",
+    "How it was made",
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished runs; `hybrid` is measured beside `none`."""
+    return make(tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def text(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of two runs."""
+    out = tmp_path_factory.mktemp("out") / "two.html"
+    assert quiet("report", str(runs["hybrid"]), str(runs["none"]), "--out", str(out)) == 0
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def found(runs: dict[str, Path]) -> dict[str, Any]:
+    """What was measured of `hybrid`."""
+    folder = runs["hybrid"] / "measures"
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in MEASURED}
+
+
+class Tables(HTMLParser):
+    """Every row of every table as the words of its cells, and the titles of sections."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.titles: list[str] = []
+        self.within: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "h2":
+            self.titles.append("")
+        if tag in ("td", "th", "h2"):
+            self.within.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th", "h2"):
+            self.within.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.within and self.within[-1] == "h2":
+            self.titles[-1] += data
+        elif self.within:
+            self.rows[-1][-1] += data.replace("\N{NO-BREAK SPACE}", " ")
+
+    def row(self, *first: str, head: str | None = None) -> list[str]:
+        """The cells of the row that begins so, of the table whose head begins so."""
+        started = head is None
+        for row in self.rows:
+            started = started or row[:1] == [head]
+            if started and tuple(row[: len(first)]) == first:
+                return row
+        raise AssertionError(f"no row {first}")
+
+
+def minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+# ---- what every page is -------------------------------------------------------------------
+
+
+def test_page_is_well_formed_and_needs_nothing_else(text: str) -> None:
+    reader = Reader(text)
+    tags = {tag for tag, _, _ in reader.attributes}
+    assert not tags & {"script", "iframe", "object", "embed", "form", "base"}
+    for tag, name, value in reader.attributes:
+        assert not name.startswith("on"), (tag, name)
+        if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+            assert value.startswith(("#", "data:")), (tag, name, value)
+    bare = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+    assert "://" not in bare and "@import" not in bare
+    assert all(value.startswith("#") for value in re.findall(r"url\(([^)]*)\)", bare))
+
+
+def test_every_figure_is_there_and_described(text: str) -> None:
+    titles = Tables(text).titles
+    assert [title for title in titles if title in ALL] == list(ALL)
+    parts = dict(sections(text))
+    for title in ALL[:-1]:
+        assert parts[title].count("<svg") >= (1 if title == "What uneven spikes cost" else 3), title
+        assert 'class="look"' in parts[title], title
+    for opening in re.findall(r"<figure[^>]*>", text):
+        assert re.search(r'role="img" aria-label="[^"]{8,}"', opening), opening
+    assert text.count("<svg") == text.count("<figure")
+    pictures = re.findall(r"<img[^>]*>", text)
+    assert len(pictures) == 6 * 4 + 2  # images, teacher and two students; what two students see
+    assert all(re.search(r'alt="[^"]{8,}"', picture) for picture in pictures)
+
+
+def sections(text: str) -> Iterator[tuple[str, str]]:
+    """Title and markup of each section."""
+    for part in text.split("<section>")[1:]:
+        whole = part.partition("</section>")[0]
+        yield re.search(r"<h2>(.*?)</h2>", whole)[1], whole  # type: ignore[index]
+
+
+def test_ids_are_unique(text: str) -> None:
+    ids = Counter(value for _, name, value in Reader(text).attributes if name == "id")
+    assert ids and max(ids.values()) == 1
+
+
+def test_words_of_the_user_do_no_harm(text: str, runs: dict[str, Path]) -> None:
+    reader = Reader(text)
+    alts = [value for tag, name, value in reader.attributes if (tag, name) == ("img", "alt")]
+    assert f"test image labelled {SCRIPT}" in alts
+    assert "<script" not in text and "alert(1)" in text
+    assert "<img src=x" not in text and "<b>run" not in text
+    words = " ".join(reader.words)
+    for each in (FOLDER, 'no "licence" <i>', "few<img src=x>"):
+        assert each in words, each
+
+
+def test_style_follows_the_scheme_and_the_width(text: str) -> None:
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    for chart in re.findall(r"<svg.*?</svg>", text, re.S):
+        assert not re.findall(r"#[0-9a-fA-F]{6}\b", chart)
+        used = set(re.findall(r"var\((--[\w-]+)\)", chart))
+        assert used and all(f"{name}:" in text for name in used)
+
+
+# ---- the numbers --------------------------------------------------------------------------
+
+
+def test_accuracies_are_those_of_the_results(text: str, runs: dict[str, Path]) -> None:
+    tables = Tables(text)
+    for name in ("hybrid", "none"):
+        rows = json.loads((runs[name] / "results.json").read_text())["rows"]
+        known = {r["steps"]: r["accuracy"] for r in rows if r["method"] == name}
+        cells = tables.row(name, head="accuracy, %")
+        assert cells[1:] == ["\N{EN DASH}", *(f"{100 * known[t]:.1f}" for t in (1, 2))]
+    teacher = next(r["accuracy"] for r in rows if r["method"] == "teacher")
+    assert tables.row("teacher", head="accuracy, %")[1] == f"{100 * teacher:.1f}"
+    lead = text.partition('class="lead">')[2].partition("<")[0].replace("\N{NO-BREAK SPACE}", " ")
+    for name in ("hybrid", "none"):
+        assert f"{name} {tables.row(name, head='accuracy, %')[3]} % at T = 2" in lead
+
+
+def test_noise_is_what_was_measured(text: str, found: dict[str, Any]) -> None:
+    tables, noise = Tables(text), found["noise"]
+    for name, each in noise["networks"].items():
+        cells = tables.row(name, head="noise on images")[1:]
+        assert cells == [f"{100 * each[key]:.1f}" for key in ("clean", "noisy", "area", "drop")]
+    kept = noise["versus"]["none"]["all"]["kept"]
+    mean, low, high = (minus(f"{100 * kept[key]:+.1f}") for key in ("mean", "low", "high"))
+    assert tables.row("hybrid less none")[-1] == f"{mean} ({low} to {high})"
+    assert all(f"Accuracy under {kind} over its level" in text for kind in noise["kinds"])
+
+
+def test_energy_is_what_was_measured(text: str, found: dict[str, Any]) -> None:
+    tables, energy = Tables(text), found["energy"]
+    for row in energy["energy"]:
+        if row["precision"] == "fp32":
+            cells = tables.row(f"{row['network']}, {row['assumption']}")[1:]
+            for cell, value in zip(cells, row["sums"].values(), strict=True):
+                size = {"nJ": 1e3, "µJ": 1e6, "mJ": 1e9}[cell.split()[1]]
+                assert float(cell.split()[0]) == pytest.approx(value / size, rel=6e-3)
+    words = " ".join(Reader(text).words).replace("\N{NO-BREAK SPACE}", " ")
+    assert all(sentence in words for sentence in energy["sentences"])
+    strict = [r for r in energy["against"] if r["rival"] == "teacher (dense)"]
+    assert f"teacher (dense) in {sum(r['wins'] for r in strict)} of {len(strict)} ways" in words
+    layers = energy["networks"][0]["layers"]
+    cells = tables.row(layers[1]["path"], layers[1]["kind"], layers[1]["input"])
+    assert cells[3:5] == [f"{layers[1]['dense']:,.0f}", f"{layers[1]['arrivals']:,.0f}"]
+
+
+def test_saliency_and_health_are_what_was_measured(text: str, found: dict[str, Any]) -> None:
+    tables = Tables(text)
+    for row in found["saliency"]["similarity"]:
+        cells = tables.row(row["network"], head="maps like those of teacher")[1:]
+        for cell, key in zip(cells, ("cosine", "spearman", "overlap"), strict=True):
+            assert cell.startswith(minus(f"{row[key]['mean']:.2f} ("))
+    for number, (path, layer) in enumerate(found["health"]["layers"].items(), 1):
+        cells = tables.row(f"{number} {path}")
+        assert cells[1] == f"{layer['rate']:.3f}" and cells[2] == f"{100 * layer['dead']:.0f}"
+        assert cells[-1] == f"{layer['similarity']['cka']:.2f}"
+    even = {(r["way"], r["steps"]): r["accuracy"] for r in found["evenness"]["rows"]}
+    cells = tables.row("if spikes arrived evenly")
+    assert cells[1:] == [f"{100 * even['even spikes', t]:.1f}" for t in (1, 2)]
+    steps = found["steps"]["networks"]["hybrid"]["by_steps"][-1]
+    cells = tables.row("hybrid", "2")
+    assert cells[3] == f"{100 * steps['calibration_error']:.1f}"
+    assert cells[5] == f"{100 * steps['agreement']:.1f}"
+
+
+def test_curves_of_training_are_drawn_where_they_lie(text: str, runs: dict[str, Path]) -> None:
+    """As many points as epochs, and as far apart as the losses are."""
+    epochs = [json.loads(x) for x in (runs["hybrid"] / "metrics.jsonl").read_text().splitlines()]
+    part = dict(sections(text))["Training"]
+    assert f"hybrid: {len(epochs)} epochs" in part
+    charts = re.findall(r"<figure.*?</figure>", part, re.S)
+    chart = next(each for each in charts if "loss that is minimised" in each)
+    paths = re.findall(r'<path d="([^"]*)" clip-path[^>]*var\(--series-1\)', chart)
+    points = [tuple(map(float, xy)) for xy in re.findall(r"([\d.]+) ([\d.]+)", paths[0])]
+    assert len(points) == len(epochs)
+    losses = [epoch["loss"] for epoch in epochs]
+    scale = (points[0][1] - points[-1][1]) / (losses[0] - losses[-1])
+    assert scale < 0  # upwards is less in a drawing
+    for (_, y), loss in zip(points, losses, strict=True):
+        assert y == pytest.approx(points[0][1] + scale * (loss - losses[0]), abs=1e-3)
+
+
+# ---- what the networks show themselves ----------------------------------------------------
+
+
+def test_maps_are_the_networks_own(runs: dict[str, Path], text: str) -> None:
+    loaded = load(runs["none"])
+    mine = subject(loaded, loaded.dataset())
+    test = mine.dataset.test
+    index = [(test.labels == k).nonzero()[0].item() for k in range(6)]
+    pixels = mine.normalise(test.images[index].float() / 255)
+    maps = input_gradients(mine.student.answer, pixels, test.labels[index])
+    for each in maps:
+        shown = _coloured(each).float().sum(0)
+        assert shown.argmax() == each.argmax()
+        order = each.flatten().argsort()
+        assert (shown.flatten()[order].diff() >= -1.5).all()  # brighter where it is larger
+    assert all(picture(_coloured(each)) in text for each in maps)
+
+
+def test_drawn_spikes_are_those_of_the_neurons(runs: dict[str, Path]) -> None:
+    """Each neuron again by its own scan; it fires where its potential reaches the threshold."""
+    loaded = load(runs["hybrid"])
+    mine = subject(loaded, loaded.dataset())
+    shown = firing(mine)
+    images = mine.dataset.test.images
+    first = int((mine.dataset.test.labels == 0).nonzero()[0])
+    x = mine.normalise(images[first : first + 1].float() / 255)
+    net = dict(loaded.net.named_modules())
+    path = shown.layers[0].path
+    before = [net[f"{path.rpartition('.')[0]}.{place}"] for place in (0, 1)]
+    current = before[1](before[0](x))
+    neuron = net[path]
+    with torch.no_grad():
+        run = scan(neuron, torch.stack([current] * mine.steps))
+    counts = run.spikes[:, 0].flatten(2).sum(0).amax(1)
+    drawn = torch.tensor(shown.layers[0].spikes)
+    torch.testing.assert_close(drawn.sum(1), counts[: len(drawn)])
+    assert shown.layers[0].neurons == run.spikes[0].numel()
+    levels = run.potential / per_channel(neuron.theta, current)
+    assert ((levels >= 1) == (run.spikes == 1)).all()
+    for trace in shown.traces:
+        assert [p >= 1 for p in trace.potentials] == [s == 1 for s in trace.spikes]
+
+
+def test_other_data_than_the_run_knew_are_not_shown(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(runs["none"], tmp_path / "run")
+    card = json.loads((run / "card.json").read_text())
+    card["data"]["hashes"]["test"] = "0" * 64
+    (run / "card.json").write_text(json.dumps(card))
+    assert main_report(run) == 0
+    assert "could not be run on its data" in capsys.readouterr().err
+    titles = Tables((run / "report.html").read_text()).titles
+    assert "Spikes, step by step" not in titles and "Accuracy over time steps" in titles
+
+
+def main_report(*words: Path | str) -> int:
+    from spikelet.cli import main
+
+    return main(["report", *map(str, words)])
+
+
+# ---- what is missing ----------------------------------------------------------------------
+
+
+def test_distill_leaves_a_page_that_names_what_is_missing(runs: dict[str, Path]) -> None:
+    text = (runs["none"] / "report.html").read_text()
+    titles = Tables(text).titles
+    assert {"Accuracy over time steps", "Training", "Health of the layers"} <= set(titles)
+    assert not {"Noise", "Energy and accuracy", "Spikes, step by step"} & set(titles)
+    line = " ".join(Reader(dict(sections(text))["Not measured yet"]).words)
+    words = shlex.split(line[line.index("spikelet measure") :].replace("\\\n", " "))
+    assert words[2] == str(runs["none"]) and words[3:] == list(MEASURES)
+
+
+def test_page_of_an_ann_and_of_quantised_activations(runs: dict[str, Path]) -> None:
+    for name, kind in (("teacher", "an ordinary network"), ("qann", "a quantised network")):
+        assert quiet("report", str(runs[name])) == 0
+        text = (runs[name] / "report.html").read_text()
+        titles = Tables(text).titles
+        assert "Training" in titles
+        assert not {"Spikes, step by step", "Health of the layers"} & set(titles)
+        assert kind in text and "health" not in dict(sections(text))["Not measured yet"]
+        Reader(text)
+
+
+def test_json_names_the_file(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "page.html"
+    assert main_report(runs["qann"], "--out", out, "--stored", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "file": str(out)}
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("teacher", "none"), "--out"),
+        (("none", "none", "--out", "x.html"), "named twice"),
+        (("nowhere",), "there is no run in this folder"),
+        (("none", "--out", "."), "it is a folder"),
+        ((), "RUN"),
+    ],
+)
+def test_mistakes_are_told(
+    runs: dict[str, Path], words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_report(*(runs.get(word, word) for word in words)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_measure_of_another_kind_is_named(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(runs["none"], tmp_path / "run")
+    (run / "measures").mkdir()
+    (run / "measures" / "noise.json").write_text('{"measure": "noise", "kinds": 1}')
+    assert main_report(run, "--stored") == 2
+    assert "noise.json" in capsys.readouterr().err
+    (run / "measures" / "noise.json").write_text("{")
+    assert main_report(run, "--stored") == 2
+    assert "noise.json" in capsys.readouterr().err
+
+
+def test_a_measure_of_the_users_own_is_shown(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs["none"], tmp_path / "run")
+    (run / "measures").mkdir()
+    content = {"measure": "mine:of", "value": "<i>4711</i>"}
+    (run / "measures" / "mine.of.json").write_text(json.dumps(content))
+    assert main_report(run, "--stored") == 0
+    text = (run / "report.html").read_text()
+    assert "&lt;i&gt;4711" in text and "<i>4711" not in text
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_without_its_packages_a_run_stays_finished(
+    runs: dict[str, Path], package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    run = shutil.copytree(runs["none"], tmp_path / "run")
+    (run / "report.html").unlink()
+    monkeypatch.setitem(sys.modules, package, None)
+    console = Console(record=True, width=300)
+    assert beside(str(run), console) is None
+    said = console.export_text().splitlines()
+    assert len(said) == 1 and f"{package} is not installed" in said[0]
+    assert not (run / "report.html").exists()
+
+
+# ---- names --------------------------------------------------------------------------------
+
+
+def told(path: str, method: str, steps: int, guide: str, task: str = "distill") -> Told:
+    """A run of which only what names it is known."""
+    data = {"kind": "digits"}
+    fields = {} if task == "teach" else {"teacher": {"run": "t"}, "steps": steps}
+    recipe = default_recipe(task, data, method, **fields)
+    card = {"sha256": guide} if task == "teach" else {"sha256": path, "teacher": {"sha256": guide}}
+    return Told(Path(path), recipe, [], [], card, {}, {}, "", None)
+
+
+def test_runs_have_names_of_their_own() -> None:
+    named = called([told("a", "hybrid", 4, "x"), told("b", "none", 4, "x")])
+    assert [run.label for run in named] == ["hybrid", "none"]
+    assert {run.teacher for run in named} == {"teacher"}
+    named = called([told("a", "hybrid", 4, "x"), told("b", "hybrid", 2, "x")])
+    assert [run.label for run in named] == ["hybrid (T = 4)", "hybrid (T = 2)"]
+    named = called([told("p/a", "hybrid", 4, "x"), told("q/a", "hybrid", 4, "y")])
+    assert [run.label for run in named] == ["hybrid (1)", "hybrid (2)"]
+    assert [run.teacher for run in named] == ["teacher (1)", "teacher (2)"]
+    named = called([told("t", "", 1, "x", "teach"), told("b", "none", 4, "x")])
+    assert [run.label for run in named] == ["teacher", "none"]
+    assert colours(named) == {"teacher": 0, "none": 1}
+
+
+def test_networks_in_a_measure_are_those_of_the_page(tmp_path: Path) -> None:
+    """Whatever the folder was called from where it was measured."""
+    found = {"settings": {"versus": {"hybrid (b)": "runs/b", "none": "elsewhere"}}}
+    pair = [told(str(tmp_path / "runs" / name), "hybrid", 4, "x") for name in "ab"]
+    mine = dataclasses.replace(pair[0], measures={"noise": found})
+    (source,) = sources(called([mine, pair[1]]), "noise")
+    assert source.label("hybrid") == "hybrid (a)"
+    assert source.label("hybrid (b)") == "hybrid (b)"
+    assert source.label("hybrid with 5 levels") == "hybrid (a) with 5 levels"
+    assert (source.label("none"), source.label("teacher")) == ("none", "teacher")
+
+
+# ---- the command that makes a run again ---------------------------------------------------
+
+
+def recipes(runs: dict[str, Path]) -> Iterator[Recipe]:
+    """Recipes of every method, with leaves of every kind."""
+    data, teacher = {"kind": "digits", "train": 200}, {"run": str(runs["teacher"])}
+    changes = (
+        "--training.clip none --training.ema 0.99 --training.precision bf16 --norm frozen",
+        "--neuron.kind LIF --neuron.tau 1.5 --neuron.surrogate.kind arctangent",
+        "--augment none --execute.kind bptt --encode.kind latency --joint True",
+        "--terms.extra.kind relation --terms.extra.weight 2.5 --start scratch --calibrate 64",
+    )
+    for number, method in enumerate(METHODS):
+        recipe = default_recipe("distill", data, method, teacher=teacher, seed=number)
+        if method != "qann":  # which has its own way of running
+            recipe = overridden(recipe, leaves_of(changes[number % len(changes)]))
+        yield recipe
+
+
+def leaves_of(line: str) -> list[Leaf]:
+    """The leaves of a line of flags, dotless ones of the recipe itself too."""
+    flags = [part.split() for part in f" {line}".split(" --")[1:]]
+    return [Leaf(name.replace("-", "_"), tuple(words), f"--{name}") for name, *words in flags]
+
+
+def test_command_describes_the_same_recipe(runs: dict[str, Path]) -> None:
+    for recipe in recipes(runs):
+        line = command_of(recipe, "a folder")
+        assert line is not None, recipe
+        for words in (shlex.split(line), shlex.split(wrapped(line).replace("\\\n", ""))):
+            assert words[:2] == ["spikelet", "distill"] and words[-1] == "a folder"
+            rest, leaves = split(words[2:])
+            again = recipe_of(parse("distill", rest), leaves)
+            assert dataclasses.replace(again, method=recipe.method) == recipe
+
+
+def test_command_of_the_runs_and_of_what_no_flag_says(runs: dict[str, Path]) -> None:
+    for name, run in runs.items():
+        line = command_of(read_recipe(run), "out")
+        assert line is not None and line.startswith("spikelet"), name
+    recipe = read_recipe(runs["none"])
+    fewer = default_recipe("distill", recipe.data, "logits", teacher=recipe.teacher)
+    fewer = dataclasses.replace(fewer, terms={"ce": {"kind": "cross-entropy"}})
+    assert command_of(fewer, "out") is None
+    gone = dataclasses.replace(recipe, teacher={"run": "/nowhere/at/all"})
+    assert command_of(gone, "out") is None
+
+
+def test_unfinished_run_is_told_how_to_go_on(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs["none"], tmp_path / "run")
+    (run / "results.json").unlink()
+    with pytest.raises(UserError, match="--resume"):
+        read([run])
