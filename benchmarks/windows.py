@@ -184,8 +184,10 @@ def cost(options: argparse.Namespace) -> Iterator[Row]:
         model = build_model(
             name, classes=10, channels=3, size=options.size, width=options.width, seed=0
         )
-        net = convert(model, NEURONS[neuron](), steps=steps).train()
+        net: Any = convert(model, NEURONS[neuron](), steps=steps).train()
+        net = net.to(memory_format=torch.channels_last)
         images = torch.randn(options.batch, 3, options.size, options.size)
+        images = images.contiguous(memory_format=torch.channels_last)
         loss = partial(loss_of, net, repeat(images, steps), torch.arange(options.batch) % 10)
         ways: dict[int | None, Any] = {None: partial(bptt, fuse=options.fuse)}
         ways |= {w: partial(rate, windows=w, fuse=options.fuse) for w in divisors(steps)}
