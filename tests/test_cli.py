@@ -274,6 +274,12 @@ MISTAKES = {
     "measure nothing": (["measure", "NO"], "run"),
     "measure no steps": (["measure", "STUDENT", "--steps", "0"], "1 or more"),
     "resume nothing": (["distill", "--resume", "NO"], "no run"),
+    "resume a teacher": (["distill", "--resume", "TEACHER"], "spikelet teach --resume"),
+    "versus nothing": (["measure", "STUDENT", "--versus", "NO"], "--versus"),
+    "measures at the end": (
+        ["measure", "STUDENT", "--data-root", "NO", "--images", "1", "noise"],
+        "directly behind RUN",
+    ),
     "resume another": (["distill", "--resume", "STUDENT", "--epochs", "9"], "--epochs"),
     "grid without data": (["compare", "--methods", "logits", "--out", "OUT"], "--data"),
     "grid without methods": (["compare", "--data", "digits", "--out", "OUT"], "--methods"),

@@ -478,3 +478,16 @@ def test_measured_network_is_left_as_it_was(runs: dict[str, Path]) -> None:
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert not any(module.training for module in net.modules())
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_an_early_exit_that_costs_too_much_is_none() -> None:
+    whole = {"threshold": 1.01, "steps": 4.0, "accuracy": 0.9}
+    early = {"threshold": 0.9, "steps": 2.0, "accuracy": 0.8}
+    by_steps = [{"steps": 4, "accuracy": 0.9, "calibration_error": 0.01}]
+    for points, words in (
+        ([early, whole], "no early exit"),
+        ([{**early, "accuracy": 0.899}, whole], "leaving once 0.9 sure takes 2.00 steps"),
+    ):
+        network = {"by_steps": by_steps, "early_exit": points}
+        (line,) = steps_of_run.say({"networks": {"none": network}})
+        assert words in line and "1.01" not in line

@@ -504,3 +504,13 @@ def test_unfinished_run_is_told_how_to_go_on(runs: dict[str, Path], tmp_path: Pa
     (run / "results.json").unlink()
     with pytest.raises(UserError, match="--resume"):
         read([run])
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], runs: dict[str, Path]
+) -> None:
+    from spikelet.cli import main
+
+    first = str(next(iter(runs.values())))
+    assert main(["report", first, "--stored", "--out", "/dev/null/x.html"]) == 2
+    assert "--out" in capsys.readouterr().err

@@ -66,7 +66,9 @@ def parse(verb: str, words: Sequence[str]) -> argparse.Namespace:
     if surplus:
         flag = surplus[0].partition("=")[0]
         if not flag.startswith("-"):
-            raise UserError(flag, "this word belongs to no flag", f"see `{parser.prog} --help`")
+            fix = f"see `{parser.prog} --help`"
+            fix = "write measures directly behind RUN" if verb == "measure" else fix
+            raise UserError(flag, "this word belongs to no flag", fix)
         raise unknown(flag, flag, parser._option_string_actions)
     return options
 

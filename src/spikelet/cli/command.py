@@ -154,7 +154,7 @@ def _trained(verb: str, options: Any, leaves: list[Leaf], console: Any) -> dict[
     if options.resume is not None:
         from spikelet.cli.runs import resumed
 
-        return resumed(options, leaves, vars(parse(verb, [])), console)
+        return resumed(verb, options, leaves, vars(parse(verb, [])), console)
     if verb == "teach":
         from spikelet.cli import teach
 

@@ -22,7 +22,7 @@ def run(options: Namespace, console: Console) -> dict[str, Any]:
     """Write the page; the object for --json.
 
     Raises:
-        UserError: for several runs without --out, or a place that is a folder.
+        UserError: for several runs without --out, or a place that is a folder or not writable.
     """
     runs = [Path(each) for each in options.runs]
     if options.out is None and len(runs) > 1:
@@ -38,7 +38,11 @@ def run(options: Namespace, console: Console) -> dict[str, Any]:
     def tell(words: str) -> None:
         console.print(words, markup=False, highlight=False, soft_wrap=True)
 
-    file = write(runs, out, again, live=not options.stored, root=root, tell=tell)
+    try:
+        file = write(runs, out, again, live=not options.stored, root=root, tell=tell)
+    except OSError as error:
+        what = f"it cannot be written ({error.strerror})"
+        raise UserError(f"--out {out}", what, "name a file in a folder of yours") from error
     return {"file": str(file)}
 
 

@@ -111,7 +111,11 @@ def fresh(out: str | None, verb: str) -> Path:
 
 
 def resumed(
-    options: Namespace, leaves: Sequence[Leaf], defaults: Mapping[str, Any], console: Console
+    task: str,
+    options: Namespace,
+    leaves: Sequence[Leaf],
+    defaults: Mapping[str, Any],
+    console: Console,
 ) -> dict[str, Any]:
     """Continue a run by its own recipe; the results of a finished one are given again.
 
@@ -128,12 +132,15 @@ def resumed(
     changed = [flag for flag in changed if flag.removeprefix("--") not in FREE]
     for flag in [*changed, *(leaf.flag for leaf in leaves)]:
         raise UserError(flag, "a resumed run keeps its recipe", "leave the flag out")
+    recipe: Recipe = read_recipe(run)
+    if recipe.task != task:
+        fix = f"use `spikelet {recipe.task} --resume {run}`"
+        raise UserError(f"--resume {run}", f"this is a run of `{recipe.task}`", fix)
     if (run / "results.json").exists():
         rows = stored_rows(run, "delete it and resume the run to measure again")
         console.print(f"{run} is finished", markup=False, highlight=False, soft_wrap=True)
         stored = {**read_json(run / "results.json"), "rows": rows}
         return {**stored, "run": str(run), "finished": True}
-    recipe: Recipe = read_recipe(run)
     start = job.teach if recipe.task == "teach" else job.distill
     return start(recipe, run, resume=True, console=console, device=device_of(options))
 

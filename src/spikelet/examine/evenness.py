@@ -48,7 +48,8 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
         tell(number, 1 + len(WAYS), way)
         found = accuracy_over_steps(net, subject.batches(), steps, execute, seen.encode)
         rows += [{"way": way, "steps": t, "accuracy": value} for t, value in found.items()]
-    return {"rows": rows, "lost": lost(rows, subject.steps), "layers": layers}
+    count, unevenness = len(subject.dataset.test), lost(rows, subject.steps)
+    return {"n": count, "rows": rows, "lost": unevenness, "layers": layers}
 
 
 def fuses(execute: Any) -> bool:
@@ -64,7 +65,7 @@ def lost(rows: list[dict[str, Any]], steps: int) -> float | None:
 
 def say(found: Mapping[str, Any]) -> list[str]:
     """What was found, in sentences."""
-    lines = []
+    lines = [f"on the first {found['n']} images:"]
     for steps in sorted({row["steps"] for row in found["rows"]}):
         parts = [
             f"{row['way']} {100 * row['accuracy']:.1f} %"

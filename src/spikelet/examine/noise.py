@@ -98,7 +98,7 @@ def say(found: Mapping[str, Any]) -> list[str]:
     """What was found, in sentences."""
     lines = [
         f"{name}: {100 * each['clean']:.1f} % clean, {100 * each['noisy']:.1f} % under noise on "
-        f"the images ({found['n']} images)"
+        f"the images (the first {found['n']})"
         for name, each in found["networks"].items()
     ]
     for other, kinds in found["versus"].items():

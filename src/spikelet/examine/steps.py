@@ -148,4 +148,6 @@ def _leaving(points: Sequence[Mapping[str, float]], whole: float) -> str:
     if not good:
         return ""
     best = min(good, key=lambda each: each["steps"])
+    if best["threshold"] > 1:
+        return "; no early exit stays within half a point"
     return f"; leaving once {best['threshold']:g} sure takes {best['steps']:.2f} steps on average"

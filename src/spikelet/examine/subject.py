@@ -141,7 +141,7 @@ def subject(
     guide = None if loaded.kind == ANN else see(teacher(loaded), "teacher", None, known)
     taken, others = ["teacher", student.name], []
     for folder in versus:
-        other = _same_data(load(folder), loaded, dataset, split)
+        other = _same_data(_versus(folder), loaded, dataset, split)
         name = _free(ANN if other.kind == ANN else other.recipe.method, other.path, taken)
         taken.append(name)
         others.append(see(other, name, other.path, statistics(other.path / "card.json")))
@@ -149,6 +149,16 @@ def subject(
     return Subject(
         loaded, student, guide, tuple(others), dataset, recipe.steps, device, seed, wide, split
     )
+
+
+def _versus(folder: str) -> Loaded:
+    """Another run to compare with; what is wrong with it is said of the flag."""
+    try:
+        return load(folder)
+    except UserError as error:
+        asked = f"run = {Path(folder)}"
+        what = f"--versus {folder}" if error.argument == asked else error.argument
+        raise UserError(what, error.message, error.fix) from error
 
 
 def _free(name: str, path: Path, taken: Sequence[str]) -> str:

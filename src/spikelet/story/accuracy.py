@@ -178,7 +178,7 @@ def _fold(cast: Cast, found: Mapping[str, Mapping[str, Any]]) -> Fold:
         for p in each["by_steps"]
     ]
     leaving = [
-        [name, plain(p["threshold"]), plain(p["steps"], 2), share(p["accuracy"])]
+        [name, _sure(p["threshold"]), plain(p["steps"], 2), share(p["accuracy"])]
         for name, each in found.items()
         for p in each.get("early_exit", ())
     ]
@@ -187,6 +187,11 @@ def _fold(cast: Cast, found: Mapping[str, Mapping[str, Any]]) -> Fold:
         columns = ["early exit", "sure enough from", "mean steps", "accuracy, %"]
         blocks.append(Rows(columns, leaving))
     return Fold("numbers: calibration, agreement, early exit", blocks)
+
+
+def _sure(threshold: float) -> str:
+    """A level of confidence; above 1 nobody leaves early."""
+    return plain(threshold) if threshold <= 1 else "never"
 
 
 def _sources(cast: Cast) -> list[Note]:

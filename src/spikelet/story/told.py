@@ -94,6 +94,9 @@ def one(path: Path) -> Told:
     Raises:
         UserError: if it is no run, unfinished or damaged.
     """
+    if (path / "compare.json").exists():
+        fix = f"look at {path / 'report.html'}, or name runs in {path / 'cells'}"
+        raise UserError(f"run = {path}", "this is a comparison, which has its own page", fix)
     if not (path / "recipe.json").exists():
         what = "there is no run in this folder (no recipe.json)"
         raise UserError(f"run = {path}", what, "name a run folder")
