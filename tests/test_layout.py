@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from small import assert_same, gradients, images, neurons, student
 from spikelet.anchor import laid_as
@@ -18,6 +18,7 @@ from spikelet.layout import as_rows, from_rows, is_channels_last
 from spikelet.neuron import IF, Integrator
 from spikelet.rate import averaged
 from spikelet.slopes import closed_form
+from spikelet.train.prepare import placed
 from spikelet.windows import chained
 
 needs_compiler = pytest.mark.skipif(
@@ -118,3 +119,13 @@ def test_a_network_has_the_same_gradients_in_either_order() -> None:
         loss = F.cross_entropy(rate(net, repeat(x, 3)).mean_logits, torch.tensor([0, 1, 2, 0]))
         found.append(gradients(net, loss))
     assert_same(*found)
+
+
+def test_only_weights_of_four_dimensions_are_laid_channels_last() -> None:
+    net = nn.Sequential(nn.Conv3d(2, 3, 2), nn.Conv2d(4, 5, 2), nn.Linear(3, 2))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    placed(net, torch.device("cpu"))
+    assert net[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert net[0].weight.is_contiguous() and net[2].weight.is_contiguous()
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name])

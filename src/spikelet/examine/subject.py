@@ -261,8 +261,3 @@ def measured_part(dataset: Dataset, split: str) -> Dataset:
     if held is None:
         raise UserError("--split validation", "the run held no images out", "use --split test")
     return dataclasses.replace(dataset, test=held)
-
-
-def spikes_in(loaded: Loaded) -> bool:
-    """Whether the network of a run has spikes."""
-    return loaded.kind == SNN and spiking(loaded.recipe)

@@ -8,19 +8,16 @@ made of spikes are not, and a spike that was sent cannot be taken back.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from spikelet.dual import fold, unfold
 from spikelet.encode import repeat
 from spikelet.errors import UserError
 from spikelet.execute import spiking
-from spikelet.graph import plain, walk
-from spikelet.measure.accuracy import Encode, evaluating
-from spikelet.neuron import Integrator, Neuron, per_channel
+from spikelet.measure.accuracy import Encode
+from spikelet.measure.firing import at_neurons
+from spikelet.neuron import Integrator, Neuron, Scan, per_channel
 from spikelet.quantise import levels
 
 
@@ -45,29 +42,18 @@ def evenness(
     Raises:
         UserError: if a neuron leaks or does not reset by subtraction: it stands for no such level.
     """
-    graph, found = spiking(net), dict[str, dict[str, float]]()
-
-    def rule(node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if not isinstance(function, Neuron):
-            return plain(node, function, args, kwargs)
-        output = function(unfold(args[0], steps))
-        found[str(node.target)] = _counts(function, unfold(args[0], steps).float(), output)
-        return fold(output)
-
-    with evaluating(graph):
-        walk(graph, fold(encode(images, steps)), rule)
-    return found
+    return at_neurons(spiking(net), images, steps, _counts, encode)
 
 
-def _counts(neuron: Neuron, currents: Tensor, output: Tensor) -> dict[str, float]:
-    """Spikes per neuron and image of one layer; currents and theta * s "T B ..."."""
-    even, steps = require_even(neuron), len(output)
-    mean = currents.mean(0)
+def _counts(neuron: Neuron, currents: Tensor, run: Scan) -> dict[str, float]:
+    """Spikes per neuron and image of one layer with currents "T B ..."."""
+    even, steps = require_even(neuron), len(run.spikes)
+    mean, sent = currents.float().mean(0), run.spikes.float().sum(0)
     theta = per_channel(even.theta, mean).to(mean)
     meant = levels(mean, even.theta, even.initial, steps) * (steps / theta)
-    excess = (output.float().sum(0) / theta - meant).round()
+    excess = sent - meant.round()
     return {
-        "spikes": float((output.float().sum(0) / theta).mean()),
+        "spikes": float(sent.mean()),
         "surplus": float(excess.clamp_min(0).mean()),
         "missing": float((-excess).clamp_min(0).mean()),
     }

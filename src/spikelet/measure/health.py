@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from torch import Tensor, nn
 
-from torch import Tensor, fx, nn
-
-from spikelet.dual import fold, unfold
 from spikelet.encode import repeat
-from spikelet.graph import capture, plain, walk
-from spikelet.measure.accuracy import evaluating
-from spikelet.neuron import Neuron, per_channel, scan
+from spikelet.measure.accuracy import Encode
+from spikelet.measure.firing import at_neurons
 
 SATURATED = 0.95  # share of steps from which a channel counts as always firing
 
 
 def health(
-    net: nn.Module, images: Tensor, steps: int, encode: Callable[[Tensor, int], Tensor] = repeat
+    net: nn.Module, images: Tensor, steps: int, encode: Encode = repeat
 ) -> dict[str, dict[str, float]]:
     """What the neurons of each layer do on some images, by neuron path, in network order.
 
@@ -30,28 +25,18 @@ def health(
         steps: T, the number of time steps to run.
         encode: (images, T) to the input "T B ...".
     """
-    graph = net if isinstance(net, fx.GraphModule) else capture(net)
-    found: dict[str, Tensor] = {}
-
-    def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
-        if not isinstance(function, Neuron):
-            return plain(node, function, args, kwargs)
-        currents = unfold(args[0], steps)
-        spikes = scan(function, currents).spikes
-        found[str(node.target)] = _channel_rates(spikes)
-        return fold(spikes * per_channel(function.theta, currents[0]).to(spikes))
-
-    with evaluating(graph):
-        walk(graph, fold(encode(images, steps)), rule)
-    return {path: _summary(rates) for path, rates in found.items()}
+    return at_neurons(
+        net, images, steps, lambda _, __, run: summary(channel_rates(run.spikes)), encode
+    )
 
 
-def _channel_rates(spikes: Tensor) -> Tensor:
+def channel_rates(spikes: Tensor) -> Tensor:
     """Mean |s| per channel "C" of spikes "T B C ..."."""
     return spikes.float().abs().transpose(0, 2).flatten(1).mean(1)
 
 
-def _summary(rates: Tensor) -> dict[str, float]:
+def summary(rates: Tensor) -> dict[str, float]:
+    """`rate`, `dead` and `saturated` of the rates of a layer's channels "C"."""
     return {
         "rate": float(rates.mean()),
         "dead": float((rates == 0).float().mean()),

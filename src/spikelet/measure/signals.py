@@ -29,7 +29,6 @@ NORMS = (_BatchNorm, FrozenNorm, Offset)
 AVERAGES_2D = (nn.AvgPool2d, F.avg_pool2d)
 ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d)
 REDUCTIONS: tuple[Any, ...] = (torch.mean, torch.sum, "mean", "sum")
-RESIZES = (nn.Upsample, F.interpolate)
 SUMS: tuple[Any, ...] = (operator.add, operator.sub, torch.add, torch.sub, "add", "sub")
 PRODUCTS: tuple[Any, ...] = (operator.mul, operator.truediv, torch.mul, "mul")
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from spikelet.dual import fold, unfold
 from spikelet.encode import repeat
 from spikelet.execute import bptt, spiking
-from spikelet.graph import capture, plain, shapes, walk
-from spikelet.measure.accuracy import Encode, evaluating
-from spikelet.measure.health import SATURATED
-from spikelet.neuron import Neuron, per_channel, scan
+from spikelet.graph import shapes
+from spikelet.measure.accuracy import Encode
+from spikelet.measure.firing import at_neurons
+from spikelet.measure.health import channel_rates, summary
+from spikelet.neuron import Neuron, Scan, per_channel
 
 
 def vitals(
@@ -37,32 +36,17 @@ def vitals(
         steps: T, the number of time steps to run.
         encode: (images, T) to the input "T B ...".
     """
-    graph = net if isinstance(net, fx.GraphModule) else capture(net)
-    found: dict[str, dict[str, Any]] = {}
-
-    def rule(node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if not isinstance(function, Neuron):
-            return plain(node, function, args, kwargs)
-        currents = unfold(args[0], steps)
-        run = scan(function, currents)
-        theta = per_channel(function.theta, currents[0]).to(run.spikes)
-        found[str(node.target)] = _layer(run.spikes, run.potential / theta, function.theta)
-        return fold(run.spikes * theta)
-
-    with evaluating(graph):
-        walk(graph, fold(encode(images, steps)), rule)
-    return found
+    return at_neurons(net, images, steps, _layer, encode)
 
 
-def _layer(spikes: Tensor, potential: Tensor, theta: Tensor) -> dict[str, Any]:
-    """What one layer did: spikes and potential (in thresholds) "T B C ..."."""
-    fired = spikes.float().abs()
-    channels = fired.transpose(0, 2).flatten(1).mean(1)
-    steps = fired.flatten(1).mean(1)
+def _layer(neuron: Neuron, currents: Tensor, run: Scan) -> dict[str, Any]:
+    """What one layer did with its currents "T B C ..."."""
+    channels = channel_rates(run.spikes)
+    steps = run.spikes.float().abs().flatten(1).mean(1)
+    theta = neuron.theta
+    potential = run.potential / per_channel(theta, currents[0]).to(run.potential)
     return {
-        "rate": float(channels.mean()),
-        "dead": float((channels == 0).float().mean()),
-        "saturated": float((channels >= SATURATED).float().mean()),
+        **summary(channels),
         "channels": channels.tolist(),
         "over_steps": steps.tolist(),
         "drift": float(steps[-1] - steps[0]),

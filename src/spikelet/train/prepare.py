@@ -81,7 +81,11 @@ def teacher_of(recipe: Recipe, out: Path, dataset: Dataset) -> Loaded:
 
 def placed(net: nn.Module, device: torch.device) -> nn.Module:
     """The network itself on a device, channels last: the layout that convolutions are fast in."""
-    return net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = net.to(device)
+    for weight in net.parameters():
+        if weight.ndim == 4:  # torch refuses the layout for any other
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return net
 
 
 def _require_images(description: Mapping[str, Any], dataset: Dataset) -> None:
