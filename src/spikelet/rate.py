@@ -35,6 +35,7 @@ from spikelet.errors import UserError
 from spikelet.layout import as_rows, from_rows
 from spikelet.neuron import Neuron, per_channel
 from spikelet.norm import FrozenNorm
+from spikelet.shared import Shared, SharedNorm, common, moments, normalised, track
 from spikelet.slopes import Response, compiled, respond
 from spikelet.windows import Windowed, linked, respond_in_windows
 
@@ -157,6 +158,8 @@ def normalise(norm: _BatchNorm, x: Dual, steps: int, wait: bool = False) -> Dual
     and that of the mean is left out.
     """
     x = x.settled()
+    if isinstance(norm, SharedNorm) and norm.training:
+        return _normalise_shared(norm, x, steps, wait)
     affine = None
     with torch.no_grad():
         if wait:
@@ -166,17 +169,36 @@ def normalise(norm: _BatchNorm, x: Dual, steps: int, wait: bool = False) -> Dual
             spikes, mu, inv = torch.native_batch_norm(
                 x.spikes, norm.weight, norm.bias, None, None, True, 0.0, norm.eps
             )
-        count = x.spikes.numel() // x.spikes.shape[1] * (steps if x.steps == 1 else 1)
         variance = inv.to(mu).pow(-2) - norm.eps
-        _track(norm, mu, variance, count)
+        track(norm, mu, variance, _values(x, steps))
     if not torch.is_grad_enabled():
         return Dual(spikes, None, x.steps, affine, x.windows)
     with torch.no_grad():
         # the statistics are one for all steps, so the mean's value is the norm of the mean
-        value = blank(x.mean) if wait else F.batch_norm(
-            x.mean, mu, variance, norm.weight, norm.bias, False, 0.0, norm.eps
-        )  # fmt: skip
+        value = blank(x.mean) if wait else normalised(x.mean, mu, variance, norm)
     mean = Normalise.apply(value, x.mean, norm.weight, norm.bias, mu, inv)
+    return Dual(spikes, mean, x.steps, affine, x.windows)
+
+
+def _values(x: Dual, steps: int) -> int:
+    """How many values a channel has over all steps."""
+    return x.spikes.numel() // x.spikes.shape[1] * (steps if x.steps == 1 else 1)
+
+
+def _normalise_shared(norm: SharedNorm, x: Dual, steps: int, wait: bool) -> Dual:
+    """`normalise` with the statistics of the spikes of all processes."""
+    recorded = torch.is_grad_enabled()
+    with torch.no_grad():
+        mu, variance, count = common(*moments(x.spikes), _values(x, steps))
+        inv = (variance + norm.eps).rsqrt()
+        affine = scale_and_shift(norm, mu, inv) if wait else None
+        spikes = x.spikes if wait else normalised(x.spikes, mu, variance, norm)
+        track(norm, mu, variance, count)
+        if not recorded:
+            return Dual(spikes, None, x.steps, affine, x.windows)
+        value = blank(x.mean) if wait else normalised(x.mean, mu, variance, norm)
+    means = count * (x.windows / steps)  # how many the mean has
+    mean = Shared.apply(value, x.mean, norm.weight, norm.bias, mu, inv, means)
     return Dual(spikes, mean, x.steps, affine, x.windows)
 
 
@@ -218,17 +240,6 @@ def scale_and_shift(norm: Any, mu: Tensor, inv: Tensor) -> tuple[Tensor, Tensor]
     scale = inv if norm.weight is None else inv * norm.weight
     shift = -mu * scale
     return scale, shift if norm.bias is None else shift + norm.bias
-
-
-def _track(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
-    if norm.running_mean is None or norm.running_var is None:
-        return
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked += 1
-    share = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
-    norm.running_mean.lerp_(mean.to(norm.running_mean), share)
-    unbiased = variance.clamp_min(0) * (count / max(count - 1, 1))
-    norm.running_var.lerp_(unbiased.to(norm.running_var), share)
 
 
 def drop(dropout: nn.Module, x: Dual) -> Dual:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spikelet.errors import UserError
 from spikelet.neuron import per_channel
+from spikelet.processes import averaged
 from spikelet.terms.mapping import Places, Pointwise, ridge
 from spikelet.terms.term import Binding, Pairs, Reads, Step, Term, check_places, full, select
 from spikelet.trace import Tap
@@ -21,8 +22,11 @@ QUIET = 0.1
 
 
 def aligned(projected: Tensor, target: Tensor) -> Tensor:
-    """|P(f_S) - f_T|^2 / |f_T|^2 over a batch "B ...": squared error in units of the energy."""
-    energy = full(target).square().mean().clamp_min(1e-12)
+    """|P(f_S) - f_T|^2 / |f_T|^2 over a batch "B ...": squared error in units of the energy.
+
+    The energy is that of the batches of all processes.
+    """
+    energy = averaged(full(target).square().mean(), len(target)).clamp_min(1e-12)
     return F.mse_loss(full(projected), full(target)) / energy
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spikelet.neuron import per_channel
+from spikelet.processes import gathered, summed
 from spikelet.terms.mapping import Places
 from spikelet.terms.term import Binding, Pairs, Reads, Step, Term, full, select
 from spikelet.trace import Tap
@@ -105,6 +106,8 @@ def _separations(x: Tensor) -> tuple[Tensor, Tensor]:
 def relation(student: Tensor, teacher: Tensor, pool: int = 1, form: Form = "cosine") -> Tensor:
     """How far the relations within two batches of features "B C ..." differ; widths are free.
 
+    A batch is that of all processes, whose pooled rows are gathered.
+
     cosine, similarity-preserving: (1 / B^2) |G_T - G_S|_F^2; centred: |G_T - G_S|_F^2; distance,
     angle: smooth L1, averaged over all pairs or triplets.
     """
@@ -117,7 +120,7 @@ def relation(student: Tensor, teacher: Tensor, pool: int = 1, form: Form = "cosi
     }[form]
     pool = 0 if form == "similarity-preserving" else pool
     with torch.autocast(student.device.type, enabled=False):  # differences of near equal products
-        ours, theirs = matrix(rows(student, pool)), matrix(rows(teacher, pool))
+        ours, theirs = (matrix(gathered(rows(x, pool))) for x in (student, teacher))
         if form in ("distance", "angle"):
             return F.smooth_l1_loss(ours, theirs)
         error = (theirs - ours).square()
@@ -128,12 +131,12 @@ def in_time(tap: Tap) -> Tensor:
     """theta * s of every step, time joined with channels: spikes "T B C ..." to "B (T C) ...".
 
     A tap has binary s and the mean of theta * s: theta of a channel is the ratio of their sums
-    over the batch. A silent channel, which has no ratio, takes that of the layer.
+    over the batch of all processes. A silent channel, which has no ratio, takes that of the layer.
     """
     assert tap.spikes is not None
     spikes = full(tap.spikes)
-    count = spikes.mean(0).abs().transpose(0, 1).flatten(1).sum(1)
-    total = full(tap.mean).abs().transpose(0, 1).flatten(1).sum(1)
+    count = summed(spikes.mean(0).abs().transpose(0, 1).flatten(1).sum(1))
+    total = summed(full(tap.mean).abs().transpose(0, 1).flatten(1).sum(1))
     layer = torch.where(count.sum() > 0, total.sum() / count.sum().clamp_min(1e-12), 1.0)
     theta = torch.where(count > 0, total / count.clamp_min(1e-12), layer)
     return (spikes * per_channel(theta, tap.mean)).transpose(0, 1).flatten(1, 2)
@@ -166,6 +169,7 @@ class Relation(Term):
     form: Form = "cosine"
     keep_time: bool = False
     coupled: ClassVar[bool] = True
+    gathers: ClassVar[bool] = True
 
     @property
     def time(self) -> Literal["mean", "windows", "steps"]:

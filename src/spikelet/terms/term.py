@@ -79,7 +79,12 @@ class Term(ABC):
     """One loss: a frozen dataclass of its hyper-parameters. The Distiller applies `weight`."""
 
     coupled: ClassVar[bool] = False
-    """Whether the loss of a batch is more than the mean of its images' losses."""
+    """Whether the loss of a batch is more than the mean of its images' losses.
+
+    Where several processes share a batch, such a term is given all of it, with gradient.
+    """
+    gathers: ClassVar[bool] = False
+    """Whether a coupled term gathers by itself, which may be less than all that it reads."""
     taught: ClassVar[bool] = True
     """Whether the term needs a teacher."""
     weight: float
