@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from spikelet.dual import fold, unfold
+from spikelet.encode import repeat, still
 from spikelet.errors import UserError
 from spikelet.graph import IN_PLACE, capture, is_activation, is_max_pool, plain, walk
 from spikelet.neuron import IF, Neuron, duplicate, per_channel
@@ -110,8 +111,8 @@ def convert(
         model: a classifier with ReLU or ReLU6 activations that torch.fx can trace.
         neuron: the neuron to put at each activation, copied; IF by default.
         steps: T, the number of time steps that thresholds are chosen for.
-        calibrate: normalised images "B C H W" (some hundred) that set thresholds, initial
-            potentials and biases; without them each neuron keeps its own.
+        calibrate: normalised images "B C H W" or frames "B F C H W" (some hundred) that set
+            thresholds, initial potentials and biases; without them each neuron keeps its own.
         sweeps: how many times the mean rates are corrected, in network order.
 
     Raises:
@@ -256,7 +257,7 @@ def _set_thresholds(
             means[node.name] = _channel_mean(value)
         return value
 
-    walk(teacher, images, rule)
+    walk(teacher, still(images), rule)
     return means
 
 
@@ -326,4 +327,4 @@ def settle_norms(student: fx.GraphModule, images: Tensor, steps: int) -> None:
 
 
 def _repeated(images: Tensor, steps: int) -> Tensor:
-    return fold(images.unsqueeze(0).expand(steps, *images.shape))
+    return fold(repeat(images, steps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,30 +11,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from spikelet.encode import Direct
+from spikelet.encode import Direct, fitted, slid, still
 from spikelet.errors import UserError
 from spikelet.execute import Execute, ann, gives, rate
 from spikelet.graph import after, capture, stages
 from spikelet.neuron import Neuron
-from spikelet.terms.term import Binding, Pair, Step, Term
+from spikelet.processes import gathered, processes, rank
+from spikelet.terms.term import Binding, Pair, Reads, Step, Term
 from spikelet.trace import Tap, Trace
 
 RANK = {"mean": 0, "windows": 1, "steps": 2}
 
 
-def match(student: nn.Module, teacher: nn.Module | None, example: Tensor) -> tuple[Pair, ...]:
+def match(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    example: Tensor,
+    shown: Tensor | None = None,
+) -> tuple[Pair, ...]:
     """Pairs of stage outputs of equal resolution (student path, teacher path), in order.
 
-    Empty without a teacher, or where a teacher that torch.fx cannot trace has no stages.
+    Empty without a teacher, or where a teacher that torch.fx cannot trace has no stages. Where the
+    teacher is `shown` images of another size than the student's, stages are counted from the end.
     """
     if not isinstance(student, fx.GraphModule) or not isinstance(teacher, fx.GraphModule):
         return ()
-    ours, theirs = stages(student, example[:1]), stages(teacher, example[:1])
+    example = still(example[:1])
+    shown = example if shown is None else shown[:1]
+    ours, theirs = stages(student, example), stages(teacher, shown)
+    if shown.shape[2:] != example.shape[2:]:
+        last = zip(reversed(ours.values()), reversed(theirs.values()), strict=False)
+        return tuple(last)[::-1]
     return tuple((path, theirs[size]) for size, path in ours.items() if size in theirs)
 
 
 class Distiller(nn.Module):
     """Binds student, terms and teacher: the one module to wrap, optimise and checkpoint.
+
+    Where processes share each step (docs/processes.md) its loss is that of this process's images;
+    the gradient of the whole batch is the sum over processes, weighted by their images.
 
     Args:
         student: the network to train, as `convert` makes it (or an ANN, with execute=ann).
@@ -47,6 +63,10 @@ class Distiller(nn.Module):
         example: normalised images "B ..." that give shapes and starting points of mappings;
             by default the ones `convert` was calibrated with.
         joint: train the teacher along on the labels; nothing flows from student to teacher.
+        paired: labels "B" and a generator to normalised images of these classes, which an ANN as
+            teacher is then shown in place of the student's; an encoder with `sliding` shows them
+            to the student as well, at ever fewer steps.
+        labels: the classes of the example, needed with `paired`.
 
     Raises:
         UserError: if a term needs a teacher that is missing, or steps that `execute` cannot give,
@@ -64,8 +84,11 @@ class Distiller(nn.Module):
         pairs: Sequence[Pair] | None = None,
         example: Tensor | None = None,
         joint: bool = False,
+        paired: Callable[..., Tensor] | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.paired = paired
         self.student = student
         self.terms = dict(terms)
         self.execute = execute
@@ -77,11 +100,14 @@ class Distiller(nn.Module):
             self._frozen.append(freeze(teacher))
         example = _example(student, example)
         self._check_terms(example)
-        self.pairs = tuple(pairs) if pairs is not None else match(student, self.teacher, example)
+        shown = self._shown(labels, torch.Generator().manual_seed(0))
+        if pairs is None:
+            pairs = match(student, self.teacher, example, shown)
+        self.pairs = tuple(pairs)
         reads = [term.taps(self.pairs) for term in self.terms.values()]
         self._student_taps = _union([r.student for r in reads])
         self._teacher_taps = _union([r.teacher for r in reads])
-        binding = self._bind(example)
+        binding = self._bind(example, shown)
         self.own = nn.ModuleDict({name: t.init(binding) for name, t in self.terms.items()})
         self.own.to(example.device)
 
@@ -110,13 +136,13 @@ class Distiller(nn.Module):
                     "use execute=bptt, more windows of `rate`, or the term's form on the mean",
                 )
 
-    def _bind(self, example: Tensor) -> Binding:
+    def _bind(self, example: Tensor, shown: Tensor | None) -> Binding:
         modes = {module: module.training for module in self.modules()}
         self.eval()
         with torch.no_grad():
             x = self._encoded(example, None)
             student = self.execute(self.student, x, self._student_taps)
-            teacher = self._teach(x, example)
+            teacher = self._teach(x, example, shown)
         for module, mode in modes.items():
             module.training = mode
         if teacher is not None and teacher.logits.shape[-1] != student.logits.shape[-1]:
@@ -140,11 +166,33 @@ class Distiller(nn.Module):
     def _encoded(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.draws:
             encode: Callable[..., Tensor] = self.encode
-            return encode(images, generator=generator)
+            return encode(images, generator=_own(generator))
         return self.encode(images)
 
-    def _teach(self, x: Tensor, images: Tensor) -> Trace | None:
-        """The teacher's trace: a spiking one sees x "T B ...", an ANN a still image as it is."""
+    def _shown(self, labels: Tensor | None, generator: torch.Generator | None) -> Tensor | None:
+        """Images "B C H W" paired with the labels, if there are any."""
+        if self.paired is None:
+            return None
+        if labels is None:
+            what = "paired images need the classes of the example"
+            raise UserError("labels = None", what, "pass them")
+        return self.paired(labels, generator=generator)
+
+    def _slid(
+        self, x: Tensor, shown: Tensor | None, progress: float, generator: torch.Generator | None
+    ) -> Tensor:
+        """The student's input, with paired images at some steps early in the training."""
+        left = getattr(self.encode, "images_left", None)
+        share = 0.0 if shown is None or left is None else left(progress)
+        if shown is None or share == 0:
+            return x
+        return slid(x, fitted(shown, x.shape[2], (x.shape[3], x.shape[4])), share, generator)
+
+    def _teach(self, x: Tensor, images: Tensor, shown: Tensor | None = None) -> Trace | None:
+        """The teacher's trace: a spiking one sees x "T B ...", an ANN a still image as it is.
+
+        Images that are `shown` to it alone come first.
+        """
         if self.teacher is None:
             return None
         if self._frozen and _device(self.teacher) not in (None, x.device):
@@ -152,9 +200,11 @@ class Distiller(nn.Module):
         spiking = any(isinstance(module, Neuron) for module in self.teacher.modules())
         if spiking:
             return rate(self.teacher, x, self._teacher_taps)
-        still = images.shape == x.shape[1:]
         taps = {path: _analogue(fields) for path, fields in self._teacher_taps.items()}
-        return ann(self.teacher, images.unsqueeze(0) if still else x, taps)
+        if shown is not None:
+            return ann(self.teacher, shown.unsqueeze(0), taps)
+        same = images.shape == x.shape[1:]
+        return ann(self.teacher, images.unsqueeze(0) if same else x, taps)
 
     def forward(
         self,
@@ -172,18 +222,55 @@ class Distiller(nn.Module):
             generator: source of the terms' randomness, on the CPU.
         """
         x = self._encoded(images, generator)
+        drawing = _own(generator) if self.paired is not None else None
+        shown = self._shown(labels, drawing)
         with torch.set_grad_enabled(self.joint is not None and torch.is_grad_enabled()):
-            teacher = self._teach(x, images)
+            teacher = self._teach(x, images, shown)
+        x = self._slid(x, shown, progress, drawing)
         student = self.execute(self.student, x, self._student_taps)
         seen = detached(teacher) if self.joint is not None else teacher
         step = Step(student, seen, labels, progress, generator)
-        values = {name: term(self.own[name], step) for name, term in self.terms.items()}
+        values = {name: self._value(name, term, step) for name, term in self.terms.items()}
         loss = torch.stack([self.terms[n].weight * v for n, v in values.items()]).sum()
         parts = {name: value.detach() for name, value in values.items()}
         if self.joint is not None and teacher is not None:
             own = F.cross_entropy(teacher.mean_logits.float(), labels)
             loss, parts["teacher"] = loss + own, own.detach()
         return loss, parts
+
+
+    def _value(self, name: str, term: Term, step: Step) -> Tensor:
+        """A term's unweighted loss; one that couples the batch sees that of all processes."""
+        if term.coupled and not term.gathers and processes() > 1:
+            step = whole(step, term.taps(self.pairs))
+        return term(self.own[name], step)
+
+
+def whole(step: Step, reads: Reads) -> Step:
+    """A step on the batches of all processes, with gradient, as far as it is read."""
+    return dataclasses.replace(
+        step,
+        student=_whole(step.student, reads.student),
+        teacher=None if step.teacher is None else _whole(step.teacher, reads.teacher),
+        labels=gathered(step.labels),
+    )
+
+
+def _whole(trace: Trace, reads: Mapping[str, tuple[str, ...]]) -> Trace:
+    taps = {}
+    for path in reads:
+        mean, *steps = vars(trace.taps[path]).values()
+        each = [None if field is None else gathered(field, 1) for field in steps]
+        taps[path] = Tap(gathered(mean), *each)
+    return Trace(gathered(trace.logits, 1), taps)
+
+
+def _own(generator: torch.Generator | None) -> torch.Generator | None:
+    """What this process draws from: of several, each has its own stream from the common one."""
+    if generator is None or processes() == 1:
+        return generator
+    drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator(generator.device).manual_seed(int(drawn) + rank())
 
 
 def _analogue(fields: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""Encoders: images to what the network sees at each time step.
+"""Encoders: images, or the frames of an event camera, to what the network sees at each time step.
 
 Images arrive normalised, (intensity - mean) / std per channel. Direct encoding shows them as they
-are; the others undo that first, since spikes stand for intensities between 0 and 1.
+are; the others undo that first, since spikes stand for intensities between 0 and 1. Frames
+"B F C H W" are shown in their order, one after the other; an ANN sees their mean.
 """
 
 from __future__ import annotations
@@ -10,22 +11,76 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from spikelet.errors import UserError, unknown
 
 Channels = tuple[float, ...]
 BLACK = 0.5 / 255  # half a level of 8 bits: what rounding leaves of black is less
+FRAMES = 5  # dimensions of frames "B F C H W", one more than an image has
 
 
 def repeat(images: Tensor, steps: int) -> Tensor:
     """The images "B ..." shown unchanged at each step: a view "T B ..." (direct encoding).
 
+    Frames "B F C H W" are shown in their order instead, as `over_steps` says.
+
     Raises:
         UserError: if `steps` is below 1.
     """
     _check_steps(steps)
+    if images.ndim == FRAMES:
+        return over_steps(images, steps)
     return images.unsqueeze(0).expand(steps, *images.shape)
+
+
+def still(images: Tensor) -> Tensor:
+    """What an ANN sees: the mean frame "B C H W" of frames "B F C H W", an image as it is."""
+    return images.mean(1) if images.ndim == FRAMES else images
+
+
+def over_steps(frames: Tensor, steps: int) -> Tensor:
+    """Frames "B F C H W" over the steps "T B C H W"; the mean over time is that of the frames.
+
+    The recording is cut into T equal parts. Step t shows the mean over its part,
+    x_t = T / F sum_f |[t F / T, (t + 1) F / T) and [f, f + 1)| x_f: each frame where T = F.
+    """
+    count = frames.shape[1]
+    if count == steps:
+        return frames.transpose(0, 1)
+    begin = torch.arange(steps, dtype=torch.float64)[:, None] * count / steps
+    frame = torch.arange(count, dtype=torch.float64)
+    overlap = torch.minimum(begin + count / steps, frame + 1) - torch.maximum(begin, frame)
+    shares = (overlap.clamp_min(0) * steps / count).to(frames)
+    return torch.einsum("tf,bfchw->tbchw", shares, frames)
+
+
+def fitted(images: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+    """Images "B C H W" in other channels and another size, interpolated or averaged.
+
+    Other channels than there are all hold the mean over channels.
+    """
+    if images.shape[1] != channels:
+        images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    if size[0] <= images.shape[2] and size[1] <= images.shape[3]:
+        return F.interpolate(images, size, mode="area")
+    return F.interpolate(images, size, mode="bilinear")
+
+
+def slid(x: Tensor, images: Tensor, share: float, generator: Generator | None = None) -> Tensor:
+    """Input "T B ..." whose first steps show the images "B ..." instead: a share of all steps.
+
+    Sample b shows its image at the first floor(share T + u_b) steps, u_b uniform in 0..1, so that
+    the mean over many samples is that share exactly, of as few steps as there may be.
+    """
+    steps, batch = x.shape[:2]
+    drawn = torch.rand(batch, generator=generator).to(x.device)
+    number = (share * steps + drawn).floor()
+    replaced = torch.arange(steps, device=x.device)[:, None] < number
+    return torch.where(replaced.reshape(steps, batch, *[1] * images[0].ndim), images, x)
 
 
 def _check_steps(steps: int) -> None:
@@ -36,13 +91,29 @@ def _check_steps(steps: int) -> None:
 @final
 @dataclass(frozen=True)
 class Direct:
-    """Direct encoding: the normalised image at each of the `steps` time steps."""
+    """Direct encoding: the normalised image, or the next frame, at each of the time steps.
+
+    Args:
+        steps: T.
+        sliding: the share of the training during which paired images of the teacher give way to
+            the events, step by step; only where a teacher of images teaches events.
+    """
 
     steps: int = 4
+    sliding: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sliding <= 1:
+            what = "expected a share of the training, 0 to 1"
+            raise UserError(f"sliding = {self.sliding}", what, "try 0.5")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images "B ..." to a view "T B ..."."""
+        """Images "B ..." to a view "T B ...", frames "B F C H W" to "T B C H W"."""
         return repeat(images, self.steps)
+
+    def images_left(self, progress: float) -> float:
+        """The share of steps that show an image when this much of the training is done."""
+        return max(0.0, 1 - progress / self.sliding) if self.sliding else 0.0
 
 
 def intensity(images: Tensor, mean: Channels, std: Channels, gain: float = 1.0) -> Tensor:
@@ -51,6 +122,8 @@ def intensity(images: Tensor, mean: Channels, std: Channels, gain: float = 1.0) 
     Raises:
         UserError: if `mean` or `std` have neither one value nor one per channel.
     """
+    if images.ndim == FRAMES:
+        raise UserError("encode", "spikes cannot be made of event frames", "use --encode direct")
     scale, shift = (_per_channel(name, v, images) for name, v in (("std", std), ("mean", mean)))
     return (gain * (images * scale + shift)).clamp(0, 1)
 

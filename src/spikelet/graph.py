@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from spikelet.encode import still
 from spikelet.errors import UserError, unknown
 from spikelet.neuron import Neuron
 from spikelet.vision import plain as plain_layers
@@ -284,7 +285,7 @@ def shapes(net: fx.GraphModule, example: Tensor) -> dict[str, tuple[int, ...]]:
     modes = {module: module.training for module in net.modules()}
     net.eval()
     with torch.no_grad():
-        walk(net, example, rule)
+        walk(net, still(example), rule)
     for module, mode in modes.items():
         module.training = mode
     return found

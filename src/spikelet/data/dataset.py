@@ -1,4 +1,4 @@
-"""What a data set is: splits of uint8 images, their statistics, where they come from."""
+"""What a data set is: splits of uint8 images or event frames, statistics, and their source."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from spikelet.errors import UserError
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 "N C H W" and labels int64 "N"."""
+    """Images uint8 "N C H W", or event frames "N T C H W", and labels int64 "N"."""
 
-    images: UInt8[Tensor, "N C H W"]
+    images: UInt8[Tensor, "N *T C H W"]
     labels: Int64[Tensor, "N"]
 
     def __len__(self) -> int:
@@ -29,7 +29,9 @@ class Split:
 
     def at(self, index: Tensor) -> Split:
         """The images and labels at `index` "M", copied."""
-        return Split(self.images[index], self.labels[index])
+        part = getattr(self.images, "part", None)  # of files that are not decoded for that
+        images = self.images[index] if part is None else part(index)
+        return Split(images, self.labels[index])
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Dataset:
 
     `mean` and `std` are per channel, of images / 255. `hashes` are SHA-256 sums per split.
     `augment` holds the specs of the default training augmentations, `notes` what deviates from
-    the official split.
+    the official split. Of frames, `unit` is how many of the 255 levels one event adds.
     """
 
     name: str
@@ -52,16 +54,22 @@ class Dataset:
     hashes: Mapping[str, str]
     augment: tuple[Mapping[str, Any], ...] = ()
     notes: str = ""
+    unit: int | None = None
 
     @property
     def channels(self) -> int:
-        """Channels of an image."""
-        return self.train.images.shape[1]
+        """Channels of an image or frame."""
+        return self.train.images.shape[-3]
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of an image in pixels."""
-        return self.train.images.shape[2], self.train.images.shape[3]
+        return self.train.images.shape[-2], self.train.images.shape[-1]
+
+    @property
+    def frames(self) -> int | None:
+        """Frames of a recording; None for still images."""
+        return self.train.images.shape[1] if self.train.images.ndim == 5 else None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -90,6 +98,7 @@ def assemble(
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     augment: Sequence[Mapping[str, Any]] = (),
     notes: str = "",
+    unit: int | None = None,
 ) -> Dataset:
     """A data set out of its labelled and its test part.
 
@@ -123,6 +132,7 @@ def assemble(
         hashes={key: fingerprint(split) for key, split in splits.items() if split is not None},
         augment=tuple(augment),
         notes=notes,
+        unit=unit,
     )
 
 
@@ -159,13 +169,13 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
 
 
 def channel_statistics(
-    images: UInt8[Tensor, "N C H W"],
+    images: UInt8[Tensor, "N *T C H W"],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of images / 255, exact from the histograms."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
-    for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+    for channel in range(images.shape[-3]):
+        counts = torch.bincount(images[..., channel, :, :].flatten(), minlength=256).double()
         weights = counts / counts.sum().clamp(min=1)
         middle = (weights * levels).sum()
         variance = (weights * (levels - middle) ** 2).sum()
@@ -176,6 +186,9 @@ def channel_statistics(
 
 def fingerprint(split: Split) -> str:
     """SHA-256 of shapes, images and labels."""
+    own = getattr(split.images, "fingerprint", None)
+    if own is not None:
+        return str(own(split.labels))
     digest = hashlib.sha256(repr(tuple(split.images.shape)).encode())
     for tensor in (split.images, split.labels):
         content: Any = tensor.contiguous().numpy()

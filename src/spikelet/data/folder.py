@@ -18,6 +18,8 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", 
 PARTS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 TEST_SHARE = 0.2
 THREADS, CHUNK = 8, 64
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+SCALED = ("PNG", "PPM")  # files whose whole numbers Pillow gives between 0 and 65535
 
 
 def imagefolder(
@@ -48,7 +50,7 @@ def imagefolder(
     labelled, test, held, classes, notes = _parts(folder, size, channels, validation)
     if validation is None:
         validation = max((train or len(labelled)) // 10, 1)
-    return assemble(
+    made = assemble(
         "imagefolder",
         labelled,
         test,
@@ -63,6 +65,21 @@ def imagefolder(
         ),
         notes=notes,
     )
+    if train is None:
+        _require_every_class(folder, made)
+    return made
+
+
+def _require_every_class(folder: Path, dataset: Dataset) -> None:
+    """Raise for a class without training images: nothing could learn it."""
+    counts = torch.bincount(dataset.train.labels, minlength=len(dataset.classes))
+    for name, count in zip(dataset.classes, counts.tolist(), strict=True):
+        if not count:
+            raise UserError(
+                f"data_root={folder}",
+                f"class {name} has no image left to train on after those held out",
+                "add images to it, remove its folder, or hold out fewer with --validation",
+            )
 
 
 def _parts(
@@ -157,10 +174,13 @@ def _pixels(path: Path, size: int, channels: int) -> torch.Tensor:
     try:
         with Image.open(path) as opened:
             ImageOps.exif_transpose(opened, in_place=True)
-            image: Image.Image = opened if opened.mode == mode else opened.convert(mode)
+            image = _eight_bits(opened)
+            image = image if image.mode == mode else image.convert(mode)
             if image.size != (size, size):
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
             pixels = np.array(image)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"data_root={path}",
@@ -168,3 +188,16 @@ def _pixels(path: Path, size: int, channels: int) -> torch.Tensor:
             "repair or remove it",
         ) from error
     return torch.from_numpy(pixels.reshape(size, size, channels)).permute(2, 0, 1)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image with 256 levels, where Pillow would cut what is brighter off."""
+    sixteen = image.mode == "I" and image.format in SCALED
+    if image.mode in SIXTEEN_BITS or sixteen:
+        levels = np.array(image).astype(np.float64) / 257
+        return Image.fromarray(levels.round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        where = f"data_root={getattr(image, 'filename', '')}"
+        what = f"the range of its pixels is not known (mode {image.mode})"
+        raise UserError(where, what, "store it with 8 or 16 bits, as PNG")
+    return image

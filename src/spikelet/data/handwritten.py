@@ -18,6 +18,7 @@ from spikelet.data.dataset import (
     missing,
     reading,
 )
+from spikelet.encode import fitted
 from spikelet.errors import UserError
 from spikelet.vision import torchvision
 
@@ -36,6 +37,7 @@ CLOTHES = (
 )
 CROP = {"kind": "crop", "padding": 2}
 FLIP = {"kind": "flip"}
+PIXELS, LARGEST = 28, 256
 
 
 def digits(*, train: int = 400, validation: int = 80, seed: int = 0) -> Dataset:
@@ -77,13 +79,21 @@ def digits(*, train: int = 400, validation: int = 80, seed: int = 0) -> Dataset:
 def mnist(
     *,
     root: Path | str | None = None,
+    size: int = PIXELS,
+    channels: int = 1,
     train: int | None = None,
     validation: int = 5000,
     download: bool = False,
     seed: int = 0,
 ) -> Dataset:
-    """MNIST, 28x28 grey digits, 60,000 train and 10,000 test images in ROOT/MNIST/raw."""
-    labelled, test = _idx("MNIST", data_root(root), download)
+    """MNIST, 28x28 grey digits, 60,000 train and 10,000 test images in ROOT/MNIST/raw.
+
+    With `size` 34 and two `channels`, all grey, they have the form of N-MNIST's frames, so that a
+    teacher of images can be the start of a student of events.
+    """
+    labelled, test = (
+        _fitted(part, size, channels) for part in _idx("MNIST", data_root(root), download)
+    )
     return assemble(
         "mnist",
         labelled,
@@ -118,6 +128,19 @@ def fashion_mnist(
         seed=seed,
         augment=(CROP, FLIP),
     )
+
+
+def _fitted(split: Split, size: int, channels: int) -> Split:
+    """A split of grey images in another size and number of channels."""
+    if not 1 <= size <= LARGEST:
+        raise UserError(f"size={size}", f"expected 1 to {LARGEST} pixels", "leave it out")
+    if not 1 <= channels <= 4:
+        raise UserError(f"channels={channels}", "expected 1 to 4 channels", "leave it out")
+    if (size, channels) == (PIXELS, 1):
+        return split
+    parts = split.images.split(10_000)
+    sized = [fitted(part.float(), 1, (size, size)).round().to(torch.uint8) for part in parts]
+    return Split(torch.cat(sized).expand(-1, channels, -1, -1).contiguous(), split.labels)
 
 
 def _idx(name: str, root: Path, download: bool) -> tuple[Split, Split]:

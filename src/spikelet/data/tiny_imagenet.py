@@ -48,7 +48,7 @@ def tiny_imagenet(
         "tiny-imagenet",
         labelled,
         test,
-        classes=_words(folder, wnids),
+        classes=class_words(folder, wnids),
         licence=LICENCE,
         validation=validation,
         train=train,
@@ -155,7 +155,7 @@ def _split(files: Files, wnids: Sequence[str], size: int) -> Split:
     return Split(images, torch.tensor([number[wnid] for wnid, _ in files]))
 
 
-def _words(folder: Path, wnids: Sequence[str]) -> list[str]:
+def class_words(folder: Path, wnids: Sequence[str]) -> list[str]:
     """The first word for each class, from words.txt or classes.tsv; its number where none is."""
     known: dict[str, str] = {}
     for name in ("words.txt", "classes.tsv"):

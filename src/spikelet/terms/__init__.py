@@ -5,6 +5,7 @@ from spikelet.terms.feature import Feature
 from spikelet.terms.hybrid import Hybrid
 from spikelet.terms.logits import CrossEntropy, Logits
 from spikelet.terms.relation import Relation
+from spikelet.terms.semantic import Semantic
 from spikelet.terms.steps import SpikeWindows, StepEnsemble, StepLogits
 from spikelet.terms.term import Binding, Reads, Step, Term
 
@@ -17,6 +18,7 @@ __all__ = [
     "Logits",
     "Reads",
     "Relation",
+    "Semantic",
     "SpikeWindows",
     "Step",
     "StepEnsemble",

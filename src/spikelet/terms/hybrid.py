@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from spikelet.errors import UserError
-from spikelet.terms.logits import kl
+from spikelet.terms.logits import kl, warm
 from spikelet.terms.mapping import Mapping, fitted
 from spikelet.terms.term import Binding, Pair, Pairs, Reads, Step, Term, check_places, full, select
 
@@ -60,7 +60,7 @@ class Hybrid(Term):
             student's features before the teacher's classifier.
         ce: share of the cross entropy with the labels.
         kl: share of the KL divergence from the teacher's logits.
-        tau: temperature of that divergence.
+        tau: temperature of that divergence, above 0.
         mapping: form of C_k; "auto" starts at the identity or at a ridge fit.
         sample: take one branch per batch, its loss times their number (unbiased, cheaper).
         curriculum: start with the shallowest cut alone (most of M_k is the teacher) and add the
@@ -77,6 +77,9 @@ class Hybrid(Term):
     sample: bool = False
     curriculum: bool = False
     branch_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        warm("hybrid.tau", self.tau)
 
     @property
     def fixed(self) -> bool:
