@@ -18,7 +18,7 @@ from spikelet.errors import UserError
 from spikelet.execute import bptt
 from spikelet.norm import estimate_norms
 from spikelet.recipe import Recipe, Training, default_recipe
-from spikelet.train import load
+from spikelet.train import load, prepare
 from spikelet.train.job import distill, load_data, teach
 from spikelet.train.load import teacher
 from spikelet.train.prepare import ESTIMATING, calibration, training_batches
@@ -64,8 +64,21 @@ def test_statistics_are_those_of_the_final_weights(
     net = load(tmp_path / "run").net
     before = copy.deepcopy(net.state_dict())
     drawn = training_batches(recipe(), dataset, torch.device("cpu")).epoch(ESTIMATING)
-    images = [x for x, _ in drawn][:2]
+    images = [torch.cat([x for x, _ in drawn][:2])]
     estimate_norms(net, images, lambda n, x: bptt(n, x.expand(2, *x.shape)))
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_where_there_is_no_room_statistics_are_those_of_one_batch(
+    taught: Path, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "ROOM", 1)
+    run(taught, tmp_path / "run", dataset, recipe(estimate=100))
+    net = load(tmp_path / "run").net
+    before = copy.deepcopy(net.state_dict())
+    images, _ = next(training_batches(recipe(), dataset, torch.device("cpu")).epoch(ESTIMATING))
+    estimate_norms(net, [images], lambda n, x: bptt(n, x.expand(2, *x.shape)))
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-5, msg=name)
 

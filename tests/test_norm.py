@@ -107,6 +107,19 @@ def test_estimated_statistics_are_the_plain_average_over_the_batches(execute) ->
         torch.testing.assert_close(norm.running_var, variance, rtol=1e-4, atol=1e-5)
 
 
+def test_with_one_batch_the_network_in_use_is_the_one_in_training() -> None:
+    """On that batch both answer alike, but for the variance's n / (n - 1)."""
+    net, images = student()
+    estimate_norms(net, [images], lambda n, x: bptt(n, repeat(x, STEPS)))
+    used = bptt(net.eval(), repeat(images, STEPS)).logits
+    trained = bptt(net.train(), repeat(images, STEPS)).logits
+    scale = trained.std()
+    assert (used - trained).abs().mean() < 0.05 * scale
+    estimate_norms(net, images.split(2), lambda n, x: bptt(n, repeat(x, STEPS)))
+    poorer = bptt(net.eval(), repeat(images, STEPS)).logits
+    assert (poorer - trained).abs().mean() > 2 * (used - trained).abs().mean()
+
+
 def test_frozen_norms_are_not_estimated() -> None:
     net, images = student()
     freeze_norms(net)

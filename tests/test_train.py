@@ -265,7 +265,7 @@ def test_one_line_an_epoch_with_warnings(tmp_path: Path) -> None:
         "learning rate",
         "validation accuracy 50.00 %",
         "images/s",
-        "mean firing rate 0.250",
+        "firing rate by layer 0.250",
     ):
         assert part in lines[0]
     assert "no spike at all in layer1.0" in lines[1]

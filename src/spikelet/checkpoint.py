@@ -1,15 +1,18 @@
 """Weights and training state on disk, in safetensors and JSON only: nothing is ever unpickled.
 
-A state folder holds `state.json` and the tensor file it names. A new state is written beside the
-old one and takes effect with a single rename of `state.json`, so a crash leaves the old or the new.
+A state folder holds the newest states, each as `state-N.json` and the tensor file it names. A new
+one is written beside the others and takes effect with a single rename, so a crash at any moment
+leaves whole states; sha256 sums tell a damaged one, and the one before is taken instead.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spikelet.errors import UserError
+from spikelet.folder import digest, replacing, sweep
+from spikelet.nested import put_together, taken_apart
 
 FORMAT = "spikelet.state"
-TAG = "$"
+VERSION = 2  # the first had one `state.json` without sums
+KEPT = 2
+FIRST = "state.json"
+NUMBERED = re.compile(r"(state|tensors)-(\d{6,})\.(json|safetensors)")
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+class Damaged(UserError):
+    """A stored state that is not what was written; `path` is its document."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(f"checkpoint = {path}", message, _mended("checkpoint", path))
+        self.path = path
 
 
 def save_weights(
@@ -32,7 +49,7 @@ def save_weights(
     """Write a module's state, or a state dict, to one safetensors file in one rename."""
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     with replacing(Path(path)) as temporary:
-        save_file(_separate(state), temporary, {k: str(v) for k, v in (metadata or {}).items()})
+        _write(state, temporary, {k: str(v) for k, v in (metadata or {}).items()})
 
 
 def load_weights(path: Path | str) -> dict[str, Tensor]:
@@ -46,7 +63,7 @@ def load_metadata(path: Path | str) -> dict[str, str]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except Exception as error:
         raise _unreadable(Path(path), "weights", error) from error
 
 
@@ -68,48 +85,133 @@ def restore(module: nn.Module, state: Mapping[str, Any], source: str) -> None:
     module.load_state_dict(state)
 
 
-def save_state(folder: Path | str, state: Mapping[str, Any]) -> None:
-    """Replace the state in `folder` by nested containers of tensors, numbers, strings and None.
+def save_state(folder: Path | str, state: Mapping[str, Any], kept: int = KEPT) -> None:
+    """Add a state of nested containers of tensors, numbers, strings and None; keep the newest.
 
-    The old state stays valid until the new one is complete. Generators are stored as their state.
+    States before stay valid until the new one is complete. Generators are stored as their state.
+
+    Raises:
+        OSError: if it cannot be written; every state before is still there.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    current, tensors = _current_file(folder), dict[str, Tensor]()
-    first, second = "tensors-0.safetensors", "tensors-1.safetensors"
-    name = second if current == first else first
-    document = {"format": FORMAT, "tensors": name, "state": _encode(state, "", tensors)}
-    with replacing(folder / name) as temporary:
-        save_file(_separate(tensors), temporary)
-    with replacing(folder / "state.json") as temporary:
-        temporary.write_text(json.dumps(document), encoding="utf-8")
-    if current is not None:
-        (folder / current).unlink(missing_ok=True)
+    folder, tensors = Path(folder), dict[str, Tensor]()
+    encoded = taken_apart(state, "", tensors)
+    number = 1 + max((found for found, _ in _files(folder)), default=0)
+    path, beside = _state_file(folder, number), _tensor_file(folder, number)
+    try:
+        with replacing(beside) as temporary:
+            _write(tensors, temporary)
+        document = {"format": FORMAT, "version": VERSION, "tensors": beside.name}
+        document |= {"sha256": digest(beside), "state": encoded}
+        document["check"] = _check(document)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(document), encoding="utf-8")
+    except OSError:
+        if not path.exists():
+            with suppress(OSError):
+                beside.unlink()  # it would only take room
+        raise
+    _prune(folder, kept)
 
 
 def load_state(folder: Path | str) -> dict[str, Any]:
-    """The nested state of a folder, tensors on the CPU; UserError if it is absent or damaged."""
-    path = Path(folder) / "state.json"
-    if not path.is_file():
-        raise UserError(
-            f"checkpoint = {folder}", "none is stored there", "give a run that has begun"
-        )
+    """The newest whole state of a folder, tensors on the CPU."""
+    return newest_state(folder)[0]
+
+
+def newest_state(folder: Path | str) -> tuple[dict[str, Any], list[Damaged]]:
+    """The newest whole state of a folder, tensors on the CPU, and the damaged ones after it.
+
+    Raises:
+        UserError: if there is none, none is whole, or a later version has written it.
+    """
+    damaged: list[Damaged] = []
+    for number in sorted(_numbers(Path(folder)), reverse=True):
+        try:
+            return _stored(Path(folder), number), damaged
+        except Damaged as error:
+            damaged.append(error)
+    if damaged:
+        raise damaged[0]
+    raise UserError(f"checkpoint = {folder}", "none is stored there", "give a run that has begun")
+
+
+def holds_state(folder: Path) -> bool:
+    """Whether a state was ever completed in a folder, whole or damaged by now."""
+    return bool(_numbers(folder))
+
+
+def set_aside(damaged: Damaged) -> None:
+    """Take a damaged state out of the count, so that whole ones are kept; its document stays."""
+    with suppress(OSError):
+        damaged.path.rename(damaged.path.with_name(f"{damaged.path.name}.damaged"))
+
+
+def _stored(folder: Path, number: int) -> dict[str, Any]:
+    """One state by its number."""
+    path = _state_file(folder, number)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _unreadable(path, "checkpoint", error) from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise Damaged(path, _unlike(error)) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise UserError(
-            f"checkpoint = {path}", "this is no checkpoint of spikelet", _mended("checkpoint", path)
-        )
+        raise Damaged(path, "this is no checkpoint of spikelet")
+    if number and document.get("check") != _check(document):
+        raise Damaged(path, "it is damaged: its sum differs")
+    if number and document.get("version") != VERSION:
+        what = f"it is of version {document.get('version')}, this spikelet knows {VERSION}"
+        raise UserError(f"checkpoint = {path}", what, "continue it with the spikelet that wrote it")
     try:
-        tensors = _load_tensors(Path(folder) / document["tensors"], "checkpoint")
-        state = _decode(document["state"], tensors)
-    except (KeyError, TypeError) as error:
-        raise _unreadable(path, "checkpoint", error) from error
+        beside = folder / Path(document["tensors"]).name
+        if not beside.is_file():
+            raise Damaged(path, f"there is no such file as {beside.name}, which it needs")
+        if number and digest(beside) != document["sha256"]:
+            raise Damaged(path, f"{beside.name} is damaged: its sha256 differs")
+        state = put_together(document["state"], _load_tensors(beside, "checkpoint"))
+    except UserError as error:
+        raise error if isinstance(error, Damaged) else Damaged(path, error.message) from error
+    except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+        raise Damaged(path, _unlike(error)) from error
     if not isinstance(state, dict):
-        raise _unreadable(path, "checkpoint", TypeError("its state is no object"))
+        raise Damaged(path, _unlike(TypeError("its state is no object")))
     return state
+
+
+def _check(document: Mapping[str, Any]) -> str:
+    """The sha256 of a document without its sum."""
+    others = {key: value for key, value in document.items() if key != "check"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[tuple[int, Path]]:
+    """Every numbered file of a folder with its number."""
+    names = [(NUMBERED.fullmatch(path.name), path) for path in folder.glob("*-*.*")]
+    return [(int(name[2]), path) for name, path in names if name is not None]
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Numbers of the states in a folder; 0 is the one of the first version."""
+    found = [number for number, path in _files(folder) if path == _state_file(folder, number)]
+    return found + [0] * (folder / FIRST).is_file()
+
+
+def _state_file(folder: Path, number: int) -> Path:
+    return folder / (f"state-{number:06}.json" if number else FIRST)
+
+
+def _tensor_file(folder: Path, number: int) -> Path:
+    return folder / f"tensors-{number:06}.safetensors"
+
+
+def _prune(folder: Path, kept: int) -> None:
+    """Delete all but the newest states, and what belongs to none."""
+    stay = sorted(_numbers(folder), reverse=True)[:kept]
+    old = [path for number, path in _files(folder) if number not in stay]
+    if 0 not in stay:
+        old += [folder / FIRST, *folder.glob("tensors-?.safetensors")]
+    for path in sorted(old):  # documents before the tensors that they name
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+    sweep(folder)
 
 
 def generator_states(generators: Mapping[str, torch.Generator]) -> dict[str, Tensor]:
@@ -133,30 +235,17 @@ def restore_generators(
         generator.set_state(states[name])
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write to, which takes the place of `path` once on the disk."""
-    temporary = path.with_name(f".{path.name}.new")
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a tensor file; the library's own error of a full disk becomes the system's."""
     try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or the names in a folder are on the disk."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # folders cannot be opened on Windows
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        save_file(_separate(tensors), path, metadata)
+    except safetensors.SafetensorError as error:
+        found = SYSTEM_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -172,59 +261,13 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` for JSON; its tensors are moved to `tensors` under their path."""
-    if isinstance(value, torch.Generator):
-        value = value.get_state()
-    if isinstance(value, Tensor):
-        while name in tensors:
-            name += "'"
-        tensors[name] = value
-        return {TAG: "tensor", "name": name}
-    if isinstance(value, Mapping):
-        items = [(key, _encode(each, f"{name}/{key}", tensors)) for key, each in value.items()]
-        if all(isinstance(key, str) and key != TAG for key in value):
-            return dict(items)
-        return {TAG: "dict", "items": [list(item) for item in items]}
-    if isinstance(value, list | tuple):
-        each = [_encode(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
-        return each if isinstance(value, list) else {TAG: "tuple", "items": each}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"{name}: a {type(value).__name__} cannot be stored")
-
-
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `_encode`."""
-    if isinstance(value, list):
-        return [_decode(each, tensors) for each in value]
-    if not isinstance(value, dict):
-        return value
-    match value.get(TAG):
-        case "tensor":
-            return tensors[value["name"]]
-        case "tuple":
-            return tuple(_decode(each, tensors) for each in value["items"])
-        case "dict":
-            return {key: _decode(each, tensors) for key, each in value["items"]}
-    return {key: _decode(each, tensors) for key, each in value.items()}
-
-
 def _load_tensors(path: Path, argument: str) -> dict[str, Tensor]:
     """The tensors of a file; `argument` is what the user calls it."""
     _require_file(path, argument)
     try:
         return load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except Exception as error:
         raise _unreadable(path, argument, error) from error
-
-
-def _current_file(folder: Path) -> str | None:
-    """The tensor file that the state in `folder` names, if there is a readable one."""
-    try:
-        return str(json.loads((folder / "state.json").read_text(encoding="utf-8"))["tensors"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _require_file(path: Path, argument: str) -> None:
@@ -234,9 +277,12 @@ def _require_file(path: Path, argument: str) -> None:
 
 
 def _unreadable(path: Path, argument: str, error: Exception) -> UserError:
-    return UserError(
-        f"{argument} = {path}", f"the file is damaged or foreign ({error})", _mended(argument, path)
-    )
+    return UserError(f"{argument} = {path}", _unlike(error), _mended(argument, path))
+
+
+def _unlike(error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"the file is damaged or foreign ({reason})"
 
 
 def _mended(argument: str, path: Path) -> str:

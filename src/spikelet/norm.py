@@ -82,9 +82,14 @@ def estimate_norms(
     A running average forgets all but the last ten batches. Spikes answer a small shift of their
     currents with another spike, so that estimate is too poor for a spiking network.
 
+    One large batch is better than several small ones: each norm then stands behind others that
+    have the very statistics they will have in use. Behind norms that go by small batches, a
+    current close to its threshold is above it in some and below in others; the average of both
+    suits neither. Images with a uniform background show it: all its neurons share that current.
+
     Args:
         net: any network; only running statistics change, every mode is put back.
-        batches: normalised images "B C H W".
+        batches: normalised images "B C H W"; best a single batch.
         run: runs the network on a batch as it is run in training.
     """
     norms = tracking(net)

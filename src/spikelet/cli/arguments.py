@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from collections.abc import Sequence
 
-from spikelet.cli import bench
+from spikelet.cli import bench, fields
 from spikelet.cli.parser import Parser, number
 from spikelet.errors import UserError, unknown
 from spikelet.examine import IMAGES, MEASURES
@@ -141,7 +141,7 @@ def _beginning(parser: Parser) -> None:
     add("--calibrate", type=number(int), metavar="N", help="images for calibration")
     add("--norm", metavar="KIND", help="batch norm: auto (default), train, settled or frozen")
     text = "images that batch norm's statistics are estimated on before measuring; 0 for none"
-    add("--estimate", type=number(int), metavar="N", help=f"{text}; default: 4096")
+    add("--estimate", type=number(int), metavar="N", help=f"{text}; default: 1024")
     text = f"{', '.join(ENCODERS)} or an import path; default: direct"
     add("--encode", metavar="E", help=text)
     text = "train the teacher along on the labels: true or false; default: false"
@@ -158,8 +158,13 @@ def _training(parser: Parser, verb: str) -> None:
     add("--out", metavar="RUN", help="run folder to write")
     add("--resume", metavar="RUN", help="continue this run; needs no other flag")
     add("--epochs", type=number(int), metavar="N", help="how often to see the data")
-    add("--batch", type=number(int), metavar="N", help="images per step")
-    add("--learning-rate", type=number(float), metavar="R", help="its largest value")
+    add("--batch", type=number(int), metavar="N", help="images per step, of each process")
+    text = "take a batch in N parts, one after the other, to save memory"
+    add("--accumulate", type=number(int), metavar="N", help=text)
+    text = "that share each step, one for each GPU or set of cores (or start by torchrun)"
+    add("--processes", type=number(int), metavar="N", help=text)
+    text = "its largest value, of one process; it grows with --processes (docs/processes.md)"
+    add("--learning-rate", type=number(float), metavar="R", help=text)
     add("--precision", metavar="fp32|bf16", help="default: fp32")
     add("--seed", type=number(int), metavar="N", help="default: 0")
     text = "images held out of training; 0 for none"
@@ -179,7 +184,8 @@ def _epilog(verb: str) -> str:
     lines += ["An import path package.module:name is looked for in the current folder too."]
     if verb == "teach":
         lines += ["Such as --training.weight-decay 1e-4 --augment crop flip cutout"]
-        return "\n".join([*lines, "          --data.protocol batch5 --model.width 32"])
+        lines += ["          --data.protocol batch5 --model.width 32", "", *fields.lines()]
+        return "\n".join(lines)
     lines += [
         "Such as --training.optimiser adamw --neuron.signed True --terms.logits.tau 4",
         "        --terms.hybrid.weight 0.5 --neuron.surrogate.kind arctangent",
@@ -189,6 +195,8 @@ def _epilog(verb: str) -> str:
         "terms of each method (cross entropy is `ce`):",
         *(f"  {name:27}{' '.join(terms)}" for name, terms in METHODS.items()),
         f"kinds of terms: {', '.join(TERMS)}; of execute: {', '.join(EXECUTES)}",
+        "",
+        *fields.lines(),
     ]
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from spikelet.cli import many
 from spikelet.cli.arguments import overview, parse, parser_of
 from spikelet.cli.leaves import Leaf, split
 from spikelet.cli.output import (
@@ -38,12 +39,15 @@ class Terminated(BaseException):
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command of the command line; the exit status."""
     given = list(sys.argv[1:] if words is None else words)
-    stdout, as_json = sys.stdout, "--json" in given
-    place = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    stdout, later = sys.stdout, many.number() > 0
+    as_json = "--json" in given and not later
+    quiet = as_json or later
+    place = contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext()
     try:
         with place, _terminating():
             return _run(given, as_json, stdout)
     except UserError as error:
+        many.let_the_first_speak()
         write_error(told(error, given), as_json, stdout)
         return MENDABLE
     except (KeyboardInterrupt, Terminated) as stop:
@@ -73,15 +77,18 @@ def _run(given: list[str], as_json: bool, stdout: TextIO) -> int:
         return 0
     parser_of(verb)
     rest, leaves = split(rest) if verb in WITH_LEAVES else (rest, [])
-    return _answer(verb, rest, leaves, stdout)
+    return _answer(given, rest, leaves, stdout)
 
 
-def _answer(verb: str, rest: list[str], leaves: list[Leaf], stdout: TextIO) -> int:
-    """Run a verb and print what it found."""
-    options = parse(verb, rest)
+def _answer(given: list[str], rest: list[str], leaves: list[Leaf], stdout: TextIO) -> int:
+    """Run a verb, in several processes where that is asked for, and print what it found."""
+    verb, options = given[0], parse(given[0], rest)
+    processes = many.to_launch(verb, options, leaves)
+    if processes != 1:
+        return many.launched(given, processes)
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # import paths find modules of the user's own folder
-    quiet = getattr(options, "quiet", False)
+    quiet = getattr(options, "quiet", False) or many.number() > 0
     console = progress_console(quiet)
     if verb == "doctor":
         from spikelet import doctor
@@ -94,6 +101,8 @@ def _answer(verb: str, rest: list[str], leaves: list[Leaf], stdout: TextIO) -> i
     else:
         result, render = _result(verb, options, leaves, console), show
     status = 0
+    if many.number():
+        return status
     if verb == "compare":
         from spikelet.cli import compare
 
@@ -140,8 +149,9 @@ def _result(verb: str, options: Any, leaves: list[Leaf], console: Any) -> dict[s
         from spikelet.cli import compare
 
         return compare.run(options, leaves, vars(parse(verb, [])), console)
-    result = _trained(verb, options, leaves, console)
-    if verb == "distill" and not result.get("finished"):
+    with many.together(options.device):
+        result = _trained(verb, options, leaves, console)
+    if not result.get("finished") and not many.number():
         from spikelet.cli.report import beside
 
         file = beside(result["run"], console)
@@ -193,7 +203,10 @@ def _line(given: Sequence[str]) -> str:
 
 
 def _stopped(line: str, status: int, as_json: bool, stdout: TextIO) -> int:
-    """Say how to go on."""
+    """Say how to go on; of several processes, which agree to stop, the first one does."""
+    many.let_the_first_speak()
+    if many.number():
+        return status
     print(f"spikelet: stopped; continue with: {line}", file=sys.stderr)
     if as_json:
         parts = {"argument": "run", "message": "it was stopped", "fix": line}
@@ -207,6 +220,7 @@ def _failed(error: Exception, given: Sequence[str], as_json: bool, stdout: TextI
     if name == "Interrupted":
         line = str(error) if given[0] in WITH_LEAVES else shlex.join(["spikelet", *given])
         return _stopped(line, int(getattr(error, "code", INTERRUPTED)), as_json, stdout)
+    many.let_the_first_speak()
     if name == "OutOfMemoryError":
         fix = "give a smaller --batch or --device cpu"
         write_error(UserError("--batch", "the device's memory is full", fix), as_json, stdout)

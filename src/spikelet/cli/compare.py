@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from spikelet.cli.distill import data_of, require_images, require_weights, teacher_spec
 from spikelet.cli.leaves import Leaf, overridden
-from spikelet.cli.runs import data_spec, device_of, fresh, holds_run, leaves_of, model_spec
+from spikelet.cli.runs import (
+    data_spec,
+    device_of,
+    fresh,
+    holds_run,
+    leaves_of,
+    model_spec,
+    with_frames,
+)
 from spikelet.errors import UserError
 from spikelet.recipe import METHODS, Recipe, default_recipe
 
@@ -23,9 +31,9 @@ if TYPE_CHECKING:
 FREE = {"resume", "json", "quiet", "device", "jobs", "budget_minutes"}
 GRIDS_OWN = ("data", "model", "teacher")
 DEFECT, MENDABLE = 1, 2
-WIDE = 140  # columns for accuracy and cost side by side
+WIDE = 142  # columns for accuracy and cost side by side
 ACCURACY = ("method", "accuracy %", "std", "n", "to none", "95 % interval", "finding")
-COST = ("firing rate", "seconds", "ANN epochs", "peak MiB")
+COST = ("rate by layer", "seconds", "ANN epochs", "peak MiB")
 
 
 def grid_of(options: Namespace, leaves: Sequence[Leaf]) -> Grid:
@@ -48,7 +56,8 @@ def grid_of(options: Namespace, leaves: Sequence[Leaf]) -> Grid:
     flags = Namespace(**vars(options) | dict.fromkeys(("steps", "epochs", "batch")))
     others = [leaf for leaf in leaves if _head(leaf) not in GRIDS_OWN]
     shared: dict[str, Any] = {"teacher": base.teacher, "model": base.model}
-    grid = Grid(base.data, tuple(options.methods), **shared, **fields)
+    data = with_frames(base.data, max(fields["steps"]))
+    grid = Grid(data, tuple(options.methods), **shared, **fields)
     values = overrides_of([*leaves_of(flags), *others], grid)
     require_images(values.get("calibrate", Recipe.calibrate))
     return dataclasses.replace(grid, overrides=values)

@@ -18,6 +18,7 @@ from spikelet.cli.runs import (
     leaves_of,
     model_spec,
     resolve_model,
+    with_frames,
 )
 from spikelet.errors import UserError, unknown
 from spikelet.recipe import METHODS, MODELS, Recipe, Spec, default_recipe, terms_of
@@ -66,6 +67,7 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
         raise UserError("--width", "the student is made from the teacher's run", "add --model")
     recipe = default_recipe("distill", data, options.method, teacher=teacher, model=model)
     recipe = overridden(recipe, [*leaves_of(options), *leaves])
+    recipe = dataclasses.replace(recipe, data=with_frames(recipe.data, recipe.steps))
     added = [name for name in recipe.terms if name not in terms_of(options.method)]
     if added:  # not the method any more, least of all the control `none`
         recipe = dataclasses.replace(recipe, method="+".join([options.method, *added]))

@@ -74,6 +74,8 @@ def overridden(recipe: Recipe, leaves: Sequence[Leaf]) -> Recipe:
         UserError: naming a place that is not there, with the nearest, or a value of a wrong type.
     """
     fields = dataclasses.asdict(recipe)
+    if any(leaf.path == "training.epochs" for leaf in leaves):
+        fields["training"]["least_steps"] = 0  # who names epochs means them
     for leaf in sorted(leaves, key=lambda leaf: not _chooses(leaf)):
         _place(fields, leaf)
     return Recipe.from_json(json.dumps(fields))

@@ -33,7 +33,7 @@ def run(options: Namespace, console: Console) -> dict[str, Any]:
 
     images_of("steps", options.images)
     subject = _subject(options, steps)
-    names = chosen(options.what, subject.student.spiking)
+    names = chosen(options.what, subject.student.spiking, len(subject.networks) > 1)
     line = f"measuring {', '.join(names)} on {options.split} images of {subject.dataset.name}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     with _board(console) as telling:
@@ -130,7 +130,9 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
     from spikelet.examine.work import file_of
 
     if result.get("rows"):
-        show_rows(console, {"rows": result["rows"]})
+        settings = result["measures"]["steps"]["settings"]
+        count = settings["images"], settings["of"]
+        show_rows(console, {"rows": result["rows"], "counts": count})
     for name, found in result.get("measures", {}).items():
         path = MEASURES.get(name, name).partition(":")[0]
         say = getattr(importlib.import_module(path), "say", None)

@@ -112,7 +112,9 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
     """The table of a result and where its files are."""
     if result.get("rows"):
         splits = sorted({str(row["split"]) for row in result["rows"]})
-        console.print(f"accuracy on {' and '.join(splits)} images, %", highlight=False)
+        few, whole = result.get("counts") or (0, 0)
+        part = f"the first {few} of {whole} " if few < whole else ""
+        console.print(f"accuracy on {part}{' and '.join(splits)} images, %", highlight=False)
         console.print(accuracy_table(result["rows"]))
     for name in ("run", "files"):
         for place in _listed(result.get(name)):

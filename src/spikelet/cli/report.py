@@ -1,4 +1,4 @@
-"""`spikelet report RUN...`: one page about finished runs; `distill` writes its run's own."""
+"""`spikelet report RUN...`: one page about finished runs; `teach`, `distill` write their own."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def again(told: Told) -> str | None:
 
 
 def beside(run: str, console: Console) -> str | None:
-    """Writes RUN/report.html from what the run has stored; the file, or None after a sentence.
+    """Writes RUN/report.html, with pictures where data are read fast; None after a sentence.
 
     A run that is finished stays so whatever happens here.
     """
     try:
         from spikelet.story import write
 
-        return str(write([Path(run)], Path(run) / FILE, again, live=False))
+        return str(write([Path(run)], Path(run) / FILE, again, live=None))
     except Exception as error:
         what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         words = f"no {FILE} was written ({what}); the run itself is complete"

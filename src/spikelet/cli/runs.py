@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spikelet.cli import many
 from spikelet.cli.leaves import Leaf
 from spikelet.errors import UserError
+from spikelet.folder import require_free
 from spikelet.recipe import DATA, MODELS, Recipe, Spec, resolve
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 PLACES = {
     "epochs": "training.epochs",
     "batch": "training.batch",
+    "accumulate": "training.accumulate",
+    "processes": "training.processes",
     "learning_rate": "training.learning_rate",
     "precision": "training.precision",
     "seed": "seed",
@@ -33,7 +37,7 @@ PLACES = {
     "neuron": "neuron.kind",
     "execute": "execute.kind",
 }
-FREE = {"resume", "json", "quiet", "device"}
+FREE = {"resume", "json", "quiet", "device", "processes"}
 
 
 def leaves_of(options: Namespace) -> list[Leaf]:
@@ -60,6 +64,14 @@ def data_spec(options: Namespace, known: Spec | None = None) -> Spec:
     if options.download and "download" in takes:
         spec["download"] = True
     return spec
+
+
+def with_frames(data: Spec, steps: int) -> Spec:
+    """Data of an event camera with a frame for each step; fewer steps than usual share them."""
+    takes = inspect.signature(resolve("--data", data["kind"], DATA)).parameters
+    usual = takes["frames"].default if "frames" in takes else None
+    few = not isinstance(usual, int) or steps <= usual
+    return data if few or "frames" in data else {**data, "frames": steps}
 
 
 def model_spec(name: str | None, width: int | None, data: str) -> Spec | None:
@@ -96,10 +108,13 @@ def fresh(out: str | None, verb: str) -> Path:
     if out is None:
         raise UserError("--out", "it is missing", "name the run folder to write, --out runs/NAME")
     folder = Path(out)
+    if many.number():  # the first process looks, and may have begun to write
+        return folder
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         what = "is not writable" if nearest.is_dir() else "is a file"
         raise UserError(f"--out {out}", f"{nearest} {what}", "name another folder")
+    require_free(folder, f"--out {out}")
     if holds_run(folder):
         line = ["spikelet", verb, "--resume", out]
         raise UserError(
@@ -154,8 +169,7 @@ def device_of(options: Namespace) -> str | None:
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"--device {options.device}", f"it cannot be used ({reason})", "use cpu or leave it out"
-        ) from error
+        known = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
+        what = f"this torch cannot compute on it; what it has here is {known}"
+        raise UserError(f"--device {options.device}", what, "use cpu or leave it out") from error
     return str(options.device)

@@ -24,6 +24,8 @@ FIELDS = {
     "weights": ("teacher.weights", "model.weights"),
     "width": ("model.width", "teacher.width"),
 }
+POSITIONAL = ("measure", "report")  # verbs whose runs are words without a flag
+FREELY = ("data_root", "validation")  # flags that most verbs have, with values of their own
 # "steps = 0", "validation=-1", "--tune-rates 0.0", "--methods none: threshold = 0"
 ARGUMENT = re.compile(
     r"(?P<method>--methods .*: )?(?P<dashes>--)?(?P<name>[A-Za-z_][\w.-]*)"
@@ -58,8 +60,25 @@ def told(error: UserError, words: Sequence[str]) -> UserError:
     fitting = [each for each in reversed(typed(words)) if _says(each, value)]
     best = max(fitting, key=lambda each: _closeness(each, name), default=None)
     if best is None or not _closeness(best, name):
-        return error
+        return _by_default(error, name, value, words)
     return UserError(_shown(best, value), error.message, error.fix)
+
+
+def _by_default(
+    error: UserError, name: str, value: str | None, words: Sequence[str]
+) -> UserError:
+    """The error about a value that no flag gave, by the flag or word that would change it."""
+    if value is None or not words:
+        return error
+    if name == "run" and words[0] in POSITIONAL:
+        return UserError(f"RUN {value}", error.message, error.fix)
+    flag = next((flag for flag, also in FIELDS.items() if f"data.{name}" in also), name)
+    for each in typed(words):
+        above = Path(" ".join(each.words)).expanduser()
+        if name == "data_root" and name in each.fields and Path(value).is_relative_to(above):
+            return UserError(_shown(each, None), f"{value}: {error.message}", error.fix)
+    shown = f"--{flag.replace('_', '-')}"
+    return UserError(f"{shown} {value}", error.message, error.fix) if flag in FREELY else error
 
 
 def typed(words: Sequence[str]) -> list[Typed]:

@@ -230,18 +230,28 @@ def claimed(out: Path, grid: Grid) -> Grid:
     Raises:
         UserError: if the folder holds anything else, or a grid with other settings.
     """
+    require_room(out)
     if (out / GRID_FILE).exists():
         grid = grown(stored_grid(out), grid, out)
-    elif out.exists() and any(out.iterdir()):
-        what = "a run" if (out / "recipe.json").exists() else "something else"
-        raise UserError(f"--out {out}", f"it holds {what}, no comparison", "name another folder")
+    write_json(out / GRID_FILE, {"schema": 1, "grid": grid.to_json()})
+    return grid
+
+
+def require_room(out: Path) -> None:
+    """Makes a folder for a comparison.
+
+    Raises:
+        UserError: if it cannot be made, or holds anything else.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / GRID_FILE, {"schema": 1, "grid": grid.to_json()})
+        others = [each for each in out.iterdir() if not each.name.startswith(".")]
     except OSError as error:
         what = f"it cannot be written ({error.strerror})"
         raise UserError(f"--out {out}", what, "name another folder") from error
-    return grid
+    if others and not (out / GRID_FILE).exists():
+        what = "a run" if (out / "recipe.json").exists() else "something else"
+        raise UserError(f"--out {out}", f"it holds {what}, no comparison", "name another folder")
 
 
 def grown(stored: Grid, asked: Grid, out: Path) -> Grid:
@@ -284,7 +294,8 @@ def _begun(out: Path, method: str) -> bool:
 
 
 def _longer(recipe: Recipe, epochs: int) -> Recipe:
-    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, epochs=epochs))
+    training = dataclasses.replace(recipe.training, epochs=epochs, least_steps=0)
+    return dataclasses.replace(recipe, training=training)
 
 
 def _require(holds: bool, name: str, expected: str, value: Any, fix: str) -> None:

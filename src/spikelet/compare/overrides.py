@@ -26,6 +26,8 @@ def overridden(recipe: Recipe, leaves: Mapping[str, Any]) -> tuple[Recipe, set[s
         UserError: for a leaf that no recipe has, or that is the grid's own.
     """
     fields, used = dataclasses.asdict(recipe), set()
+    if "training.epochs" in leaves:
+        fields["training"]["least_steps"] = 0  # who names epochs means them
     for path in sorted(leaves, key=_order):
         head, *rest = path.split(".")
         known = [each for each in fields if each not in GRIDS_OWN]

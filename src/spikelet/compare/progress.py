@@ -125,7 +125,8 @@ def _at(job: Job) -> str:
         epochs = path.read_text(encoding="utf-8").count("\n")
     except OSError:
         epochs = 0
-    return f"{job.name} {epochs}/{job.recipe.training.epochs}"
+    training = job.recipe.training  # how many epochs `least_steps` take is not known here
+    return f"{job.name} {epochs}/{max(epochs, training.epochs)}"
 
 
 def _result(outcome: Outcome) -> str:

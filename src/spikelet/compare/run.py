@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from spikelet.compare.crew import Crew
-from spikelet.compare.grid import Cell, Grid, claimed
+from spikelet.compare.grid import GRID_FILE, Cell, Grid, claimed, require_room
 from spikelet.compare.notes import notes
 from spikelet.compare.progress import Board
 from spikelet.compare.table import mean_rows, require_alike, seed_rows, teacher_rows
@@ -22,16 +20,10 @@ from spikelet.compare.turns import Alone, Budget
 from spikelet.compare.work import Job
 from spikelet.compare.write import commits, findings, write, write_tables
 from spikelet.errors import UserError
+from spikelet.folder import alone_in, storing, sweep
 from spikelet.recipe import EXECUTES, NEURONS, Spec, build
 from spikelet.train import Interrupted, read_recipe
 from spikelet.train.prepare import build_terms
-
-try:
-    import fcntl
-except ImportError:  # not on this system: nothing keeps two from one folder
-    fcntl = None  # type: ignore[assignment]
-
-TABLE_SECONDS = 10.0  # how old the files may be while the grid is at work
 
 
 def compare(
@@ -72,18 +64,21 @@ def compare(
     budget = Budget(None if budget_minutes is None else 60 * budget_minutes)
     console = Console(stderr=True) if console is None else console
     require_buildable(grid)
-    grid = claimed(out, grid)
+    require_room(out)
     workers = (
         Alone(places[0]) if jobs == 1 else Crew([places[i % len(places)] for i in range(jobs)])
     )
-    with _alone_in(out), Board(console, jobs) as board:
+    alone = alone_in(out, f"--out {out}")
+    with storing(out, lambda: _begun_line(out)), alone, Board(console, jobs) as board:
+        sweep(out)
+        grid = claimed(out, grid)
         for note in notes(grid):
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         session = _Session(grid, out, board, budget, workers)
         try:
             return session.run()
         except Interrupted as stop:
-            write_tables(out, session.result())
+            session.tell()
             raise Interrupted(resume_line(out), stop.code) from stop
         finally:
             workers.close()
@@ -107,6 +102,10 @@ def resume_line(out: Path) -> str:
     return shlex.join(["spikelet", "compare", "--resume", str(out)])
 
 
+def _begun_line(out: Path) -> str | None:
+    return resume_line(out) if (out / GRID_FILE).exists() else None
+
+
 @dataclass
 class _Session:
     """One call of `compare`."""
@@ -119,7 +118,6 @@ class _Session:
     errors: dict[str, dict[str, Any]] = field(default_factory=dict)
     tuning: dict[str, Any] | None = None
     cells: list[Job] = field(default_factory=list)
-    written: float = 0.0
 
     def run(self) -> dict[str, Any]:
         """Teacher, tuning, cells, then the page."""
@@ -212,9 +210,11 @@ class _Session:
             if outcome.error is not None:
                 self.errors[outcome.job.name] = outcome.error
                 _require_teacher(outcome.job, outcome.error)
-            if time.monotonic() - self.written > TABLE_SECONDS:
-                write_tables(self.out, self.result())
-                self.written = time.monotonic()
+            self.tell()
+
+    def tell(self) -> None:
+        """The table of what is known by now, so that a grid that is killed has left it."""
+        write_tables(self.out, self.result())
 
     def result(self) -> dict[str, Any]:
         """What is known by now."""
@@ -251,20 +251,3 @@ def _require_teacher(job: Job, error: dict[str, Any]) -> None:
     if error["defect"]:
         raise RuntimeError(f"{error['argument']}: {error['message']}; {error['fix']}")
     raise UserError(f"teacher: {error['argument']}", error["message"], error["fix"])
-
-
-@contextlib.contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Keeps a second comparison out of a folder; the lock ends with the process."""
-    if fcntl is None:
-        yield
-        return
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            what = "another comparison is at work in this folder"
-            raise UserError(f"--out {out}", what, "wait for it, or name another folder") from error
-        except OSError:
-            pass  # this file system has no locks
-        yield

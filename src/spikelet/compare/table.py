@@ -19,6 +19,7 @@ from spikelet.train.stored import RESULTS_FILE, damaged, stored_object
 Row = dict[str, Any]
 BASE = "none"
 LEVEL = 0.95
+RATES = ("rate", "rate_by_layer", "rate_by_neuron")
 COSTS = ("seconds", "ann_epochs", "macs", "peak_mib")
 FREE_IN_TRAINING = ("checkpoint_minutes", "tensorboard")
 
@@ -44,7 +45,7 @@ def _row(job: Job) -> Row:
         what = f"no row of {recipe.method} at T = {recipe.steps}"
         raise damaged(job.folder / RESULTS_FILE, what, AGAIN)
     kept = ("method", "steps", "accuracy", "std", "n", "seed", "split")
-    costs = {key: mine.get(key) for key in ("rate", *COSTS)}
+    costs = {key: mine.get(key) for key in (*RATES, *COSTS)}
     none = dict.fromkeys(("difference", "low", "high", "pairs", "verdict"))
     common = {key: mine[key] for key in kept}
     return {**common, "kind": kind(recipe), **none, **costs, "run": str(job.folder)}
@@ -81,7 +82,7 @@ def _mean(mine: Sequence[Row], rows: Sequence[Row]) -> Row:
         "n": len(values),
         "seed": None,
         **_difference(first, pairs),
-        **{key: _over(statistics.fmean, mine, key) for key in ("rate", *COSTS[:-1])},
+        **{key: _over(statistics.fmean, mine, key) for key in (*RATES, *COSTS[:-1])},
         "peak_mib": _over(max, mine, "peak_mib"),
     }
 
@@ -119,7 +120,7 @@ def teacher_rows(runs: Mapping[Path, str]) -> list[Row]:
 
 
 def _taught(row: Row, what: str) -> Row:
-    none = dict.fromkeys(("difference", "low", "high", "pairs", "verdict", "rate"))
+    none = dict.fromkeys(("difference", "low", "high", "pairs", "verdict", *RATES))
     costs = {key: row.get(key) for key in COSTS}
     kept = ("method", "steps", "accuracy", "std", "n", "seed", "split")
     note = {key: row[key] for key in ("note",) if key in row}

@@ -107,7 +107,9 @@ def tuning_jobs(grid: Grid, out: Path, teacher: Spec) -> list[Job]:
             recipe = grid.recipe(Cell(method, grid.steps[0], TUNING_SEED), teacher)
             recipe = tuned(recipe, dataclasses.asdict(each))
             if grid.tune_epochs is not None:
-                training = dataclasses.replace(recipe.training, epochs=grid.tune_epochs)
+                training = dataclasses.replace(
+                    recipe.training, epochs=grid.tune_epochs, least_steps=0
+                )
                 recipe = dataclasses.replace(recipe, training=training)
             jobs.append(Job("tune", each.name, out / "tune" / each.name, recipe))
     return jobs

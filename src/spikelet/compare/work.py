@@ -6,7 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import io
-import shutil
 import time
 import traceback
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from rich.console import Console
 
 from spikelet.data import Dataset
 from spikelet.errors import UserError
+from spikelet.folder import unwritable
 from spikelet.recipe import Recipe
 from spikelet.train import Interrupted, write_json
 from spikelet.train.job import distill, load_data, teach
@@ -74,7 +74,6 @@ class Station:
         if self._dataset is None:
             self._dataset = load_data(job.recipe)
         (job.folder / DEFECT_FILE).unlink(missing_ok=True)
-        _begin_anew(job.folder / "checkpoint")
         _forget_peak()
         torch.manual_seed(job.recipe.seed)  # mappings start alike whatever ran before
         common: dict[str, Any] = {
@@ -119,6 +118,10 @@ def perform(station: Station, job: Job) -> Outcome:
         fix = "give a smaller --batch or --device cpu"
         full = UserError("--batch", "the device's memory is full", fix)
         return Outcome(job, time.monotonic() - began, error=_parts(full))
+    except OSError as error:
+        told = unwritable(error, job.folder, None)
+        parts = _defect(job, error) if told is None else _parts(told)
+        return Outcome(job, time.monotonic() - began, error=parts)
     except Exception as error:
         return Outcome(job, time.monotonic() - began, error=_defect(job, error))
     return Outcome(job, time.monotonic() - began)
@@ -162,12 +165,6 @@ def _defect(job: Job, error: Exception) -> dict[str, Any]:
     message = f"a defect of spikelet ({' '.join(str(error).split())})"
     fix = f"please report it with {job.folder / DEFECT_FILE}"
     return {"argument": type(error).__name__, "message": message, "fix": fix, "defect": True}
-
-
-def _begin_anew(checkpoint: Path) -> None:
-    """A run that was killed while it wrote its first checkpoint has none."""
-    if not (checkpoint / "state.json").exists():
-        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _forget_peak() -> None:

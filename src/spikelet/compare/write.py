@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from spikelet.checkpoint import replacing
+from spikelet.compare.closer import closer
 from spikelet.compare.grid import Grid
 from spikelet.compare.tune import UNTRAINED
 from spikelet.compare.work import AGAIN, Job
 from spikelet.errors import UserError
 from spikelet.report import NOT_SHOWN, grid_page, hardware, named, spiking_steps
-from spikelet.report.findings import listed, percent, points
+from spikelet.report.findings import listed, percent, points, signed
 from spikelet.train import env, write_json
 from spikelet.train.stored import stored_object
 
@@ -23,15 +24,15 @@ COLUMNS = (
     *("method", "kind", "steps", "accuracy", "std", "n", "seed", "split"),
     *("difference", "low", "high", "pairs", "verdict", "rate"),
     *("seconds", "ann_epochs", "macs", "peak_mib"),
+    *("rate_by_layer", "rate_by_neuron"),
 )
 HEADS = (
     *("method", "T", "accuracy %", "std", "n", "to none", "95 % interval", "finding"),
-    *("firing rate", "seconds", "ANN epochs", "peak MiB"),
+    *("rate by layer", "seconds", "ANN epochs", "peak MiB"),
 )
 NUMBERS = (
     ("std", "std", 100, ".2f"),
-    ("to none", "difference", 100, "+.2f"),
-    ("firing rate", "rate", 1, ".3f"),
+    ("rate by layer", "rate", 1, ".3f"),
     ("seconds", "seconds", 1, ".1f"),
     ("ANN epochs", "ann_epochs", 1, ".1f"),
     ("peak MiB", "peak_mib", 1, ".0f"),
@@ -66,6 +67,7 @@ def write(out: Path, grid: Grid, result: Mapping[str, Any], jobs: Sequence[Job])
             failed=result["failed"],
             remaining=result["remaining"],
             made=_made(grid, result, jobs),
+            sections=closer(out, grid, jobs),
         )
     except UserError as error:
         if error.argument != "report":
@@ -112,7 +114,8 @@ def cells(row: Row) -> dict[str, str]:
         "T": str(row["steps"] or spiking_steps(row) or ""),
         "accuracy %": f"{100 * row['accuracy']:.2f}",
         "n": str(row["n"]),
-        "95 % interval": "" if low is None else f"{100 * low:+.2f} to {100 * high:+.2f}",
+        "to none": "" if row["difference"] is None else signed(100 * row["difference"]),
+        "95 % interval": "" if low is None else f"{signed(100 * low)} to {signed(100 * high)}",
         "finding": _finding(row),
     }
     for head, key, scale, form in NUMBERS:

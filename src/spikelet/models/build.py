@@ -15,7 +15,7 @@ from spikelet.models.weights import load_weights
 from spikelet.recipe import MODELS, build, resolve
 from spikelet.vision import timm, torchvision
 
-DEFAULT_MODEL: dict[str, tuple[str, int]] = {
+DEFAULT_MODEL: dict[str, tuple[str, int | None]] = {
     "digits": ("small-cnn", 16),
     "mnist": ("small-cnn", 32),
     "fashion-mnist": ("small-cnn", 32),
@@ -23,10 +23,15 @@ DEFAULT_MODEL: dict[str, tuple[str, int]] = {
     "cifar100": ("resnet18", 64),
     "tiny-imagenet": ("resnet18", 32),
     "imagefolder": ("resnet18", 64),
+    "imagenet": ("torchvision:resnet34", None),
+    "nmnist": ("small-cnn", 32),
+    "cifar10-dvs": ("resnet18", 32),
+    "dvs-gesture": ("resnet18", 16),
+    "n-caltech101": ("resnet18", 32),
 }
 
 
-def default_model(data: str) -> tuple[str, int]:
+def default_model(data: str) -> tuple[str, int | None]:
     """(name, width) of the model a data set starts with; ResNet-18 for unlisted ones."""
     return DEFAULT_MODEL.get(data, ("resnet18", 64))
 

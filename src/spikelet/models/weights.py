@@ -13,6 +13,7 @@ from spikelet.errors import UserError
 
 SAFETENSORS, NUMPY = (".safetensors",), (".npz",)
 TORCH = (".pt", ".pth", ".th", ".bin")
+ANOTHER = "choose other weights, saved from a model that answers"
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "weights")
 
 
@@ -98,8 +99,30 @@ def load_weights(model: nn.Module, path: Path | str) -> nn.Module:
             "choose the model (and width) these weights were made for",
         )
     _check_shapes(path, model, found, wanted)
-    model.load_state_dict(found, strict=False)
+    _check_values(path, found, wanted)
+    try:
+        model.load_state_dict(found, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"weights={path}", f"they do not fit ({reason})", ANOTHER) from error
     return model
+
+
+def _check_values(
+    path: Path | str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> None:
+    """Plain finite numbers: what torch would convert silently, or never learn from, is refused."""
+    for name, value in found.items():
+        if _counter(name):
+            continue
+        exact = value.layout == torch.strided and not value.is_complex() and not value.is_quantized
+        floats = value.is_floating_point() == wanted[name].is_floating_point()
+        if not exact or not floats or value.device.type != "cpu":
+            what = f"{name} is of type {value.dtype}, the model's is {wanted[name].dtype}"
+            raise UserError(f"weights={path}", what, ANOTHER)
+        if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
+            what = f"{name} holds values that are not finite"
+            raise UserError(f"weights={path}", what, ANOTHER)
 
 
 def _counter(name: str) -> bool:

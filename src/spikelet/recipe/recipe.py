@@ -31,10 +31,17 @@ def _chosen(argument: str, owner: type, name: str, value: str) -> None:
 class Training:
     """How the weights are found. `clip` is the largest gradient norm, `ema` the decay per step.
 
+    Small data are seen more often than `epochs` times, until `least_steps` steps were taken.
     `graph` replays whole steps from a CUDA graph: on a GPU small networks get several times faster.
+    `accumulate` takes a batch in so many parts, one after the other, to save memory: its gradient
+    is the same, but for norms that see a part alone. `batch` counts the images of one process;
+    where `processes` share each step, the learning rate grows with the images of all by the rule
+    `scaling`: in proportion ("linear"), by the square root ("root"), not ("none"), or "auto",
+    which is "linear" for SGD and "root" for AdamW (docs/processes.md).
     """
 
     epochs: int = 10
+    least_steps: int = 0
     batch: int = 128
     optimiser: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.1
@@ -46,16 +53,21 @@ class Training:
     ema: float | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     graph: bool = False
+    accumulate: int = 1
+    processes: int = 1
+    scaling: Literal["auto", "linear", "root", "none"] = "auto"
     checkpoint_minutes: float = 10.0
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("optimiser", "schedule", "precision"):
+        for name in ("optimiser", "schedule", "precision", "scaling"):
             _chosen(name, Training, name, getattr(self, name))
         positive, rate = "a number above 0", self.learning_rate
         _require(
             self.epochs >= 0, "epochs", "0 or more", self.epochs, "give how often to see the data"
         )
+        least = self.least_steps
+        _require(least >= 0, "least_steps", "0 or more", least, "give steps of the optimiser")
         _require(self.batch >= 1, "batch", "at least 1", self.batch, "give the images per step")
         _require(0 < rate < math.inf, "learning_rate", positive, rate, "try 0.1")
         _require(
@@ -79,8 +91,30 @@ class Training:
             _require(self.clip > 0, "clip", positive, self.clip, "leave it out for no clipping")
         if self.ema is not None:
             _require(0 < self.ema < 1, "ema", "a decay between 0 and 1", self.ema, "try 0.999")
+        for name in ("accumulate", "processes"):
+            _require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name), "give 1")
+        together = self.accumulate > 1 or self.processes > 1
+        what = "neither several processes nor batches in parts"
+        _require(not (self.graph and together), "graph", what, self.graph, "leave it out")
         minutes = self.checkpoint_minutes
         _require(minutes > 0, "checkpoint_minutes", positive, minutes, "try 10")
+
+    @property
+    def peak(self) -> float:
+        """The largest learning rate, grown with the processes.
+
+        In proportion to the images of a step (Goyal et al., arXiv 1706.02677), or by the square
+        root, as adaptive steps want it (Malladi et al., arXiv 2205.10287).
+        """
+        rule = {"sgd": "linear", "adamw": "root"}[self.optimiser]
+        rule = rule if self.scaling == "auto" else self.scaling
+        power = {"linear": 1.0, "root": 0.5, "none": 0.0}[rule]
+        return self.learning_rate * self.processes**power
+
+    def lasting(self, per_epoch: int) -> Training:
+        """The same with as many epochs as `least_steps` take, at so many steps an epoch."""
+        enough = math.ceil(self.least_steps / per_epoch) if self.epochs else 0
+        return dataclasses.replace(self, epochs=max(self.epochs, enough))
 
 
 @dataclass(frozen=True)
@@ -111,7 +145,7 @@ class Recipe:
     start: Literal["converted", "scratch"] = "converted"
     calibrate: int = 512
     norm: Literal["auto", "train", "settled", "frozen"] = "auto"
-    estimate: int = 4096
+    estimate: int = 1024
     joint: bool = False
     training: Training = field(default_factory=Training)
     seed: int = 0
@@ -122,8 +156,9 @@ class Recipe:
             _chosen(name, Recipe, name, getattr(self, name))
         _require(self.steps >= 1, "steps", "at least 1", self.steps, "use 1 to 4 time steps")
         _require(self.calibrate >= 0, "calibrate", "0 or more images", self.calibrate, "try 512")
-        _require(self.estimate >= 0, "estimate", "0 or more images", self.estimate, "try 4096")
-        _require(self.seed >= 0, "seed", "0 or more", self.seed, "give a non-negative number")
+        _require(self.estimate >= 0, "estimate", "0 or more images", self.estimate, "try 1024")
+        whole = "0 or more, below 2**63"
+        _require(0 <= self.seed < 2**63, "seed", whole, self.seed, "give a non-negative number")
         for name in ("data", "model", "teacher", "neuron", "terms", "execute", "encode", "augment"):
             object.__setattr__(self, name, plain(name, getattr(self, name)))
         self._check_kinds()
@@ -161,9 +196,17 @@ class Recipe:
     def from_json(text: str) -> Recipe:
         """The recipe in `text`; raises UserError naming the field that is wrong or unknown."""
         try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
+            return Recipe._of(json.loads(text))
+        except RecursionError as error:
+            raise UserError("recipe", "it is nested too deeply", "mend the file") from error
+        except UserError:
+            raise
+        except ValueError as error:  # no JSON, or a number of too many digits
             raise UserError("recipe", f"not readable as JSON ({error})", "mend the file") from error
+
+    @staticmethod
+    def _of(fields: Any) -> Recipe:
+        """The recipe of plain data."""
         if not isinstance(fields, dict):
             raise UserError("recipe", "expected a JSON object", "mend the file")
         training = fields.pop("training", {})

@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import math
+import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,15 @@ from typing import Any, Literal
 
 from spikelet.errors import UserError, unknown
 from spikelet.recipe.tables import EXECUTES, NESTED, Table
+
+# A recipe may come from anywhere, so it calls nothing that could be made to run or write a file:
+# of these packages it may name networks alone, and of this one what describes a run.
+POWERFUL = """
+    numpy torch torchvision scipy sklearn joblib pandas pip setuptools pkg_resources wheel pydantic
+    rich safetensors matplotlib jinja2 PIL onnx onnxscript onnxruntime nir nirtorch h5py IPython
+    pytest _pytest hypothesis dill cloudpickle fsspec huggingface_hub spikelet
+"""
+OURS = "spike encode neuron rate execute quantise terms data models measure examine"
 
 
 def import_path(argument: str, kind: str, table: Table) -> str:
@@ -29,9 +39,11 @@ def resolve(argument: str, kind: str, table: Table) -> Callable[..., Any]:
     """Import what a short name of `table` or any import path `package.module:name` stands for."""
     path = import_path(argument, kind, table)
     module_name, _, name = path.partition(":")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise _refused(argument, kind)
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # whatever the module does when it is run
         raise UserError(
             argument,
             f"{kind!r} cannot be imported ({error})",
@@ -41,10 +53,36 @@ def resolve(argument: str, kind: str, table: Table) -> Callable[..., Any]:
         target: Any = module
         for part in name.split("."):
             target = getattr(target, part)
-        return target
     except AttributeError as error:
         public = [each for each in dir(module) if not each.startswith("_")]
         raise unknown(argument, name, public) from error
+    if "__" in name or not callable(target) or not _may_be_called(module_name, target):
+        raise _refused(argument, kind)
+    return target
+
+
+def _may_be_called(module: str, target: Any) -> bool:
+    """Whether a recipe may name this thing: by where it is defined, through whatever module."""
+    defined = inspect.isroutine(target) or inspect.isclass(target)
+    home = getattr(target, "__module__", None) or "builtins" if defined else module
+    package, _, rest = home.partition(".")
+    if package == "spikelet":
+        return rest.partition(".")[0] in OURS.split()
+    powerful = package in sys.stdlib_module_names or package in POWERFUL.split()
+    return not powerful or _makes_network(target, home)
+
+
+def _makes_network(target: Any, home: str) -> bool:
+    """Whether it is a class of networks, or a function of a zoo that makes one."""
+    if home.startswith(("torchvision.models.", "timm.models.")):
+        return True
+    nets = sys.modules.get("torch.nn")
+    return nets is not None and inspect.isclass(target) and issubclass(target, nets.Module)
+
+
+def _refused(argument: str, kind: str) -> UserError:
+    what = f"{kind!r} is no function or class that a recipe may call"
+    return UserError(argument, what, "name one of spikelet's, or of a package of your own")
 
 
 def build(argument: str, spec: Mapping[str, Any], table: Table, **extra: Any) -> Any:

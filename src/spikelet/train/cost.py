@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spikelet.data import Batches
 from spikelet.distill import Distiller
+from spikelet.encode import still
 from spikelet.recipe import Training
 from spikelet.train.schedule import optimiser
 
@@ -36,7 +37,7 @@ def costs(
     backward.
     """
     replayed = training.graph and batches.device.type == "cuda"
-    images = training.epochs * _shown(batches)
+    images = training.lasting(len(batches)).epochs * _shown(batches)
     return {
         "ann_epochs": None if replayed else seconds / epoch_seconds(teacher, batches, training),
         "macs": images * macs_per_image(distiller, *next(iter(batches.epoch(0)))),
@@ -55,7 +56,7 @@ def epoch_seconds(teacher: nn.Module, batches: Batches, training: Training) -> f
     for images, labels, begin in itertools.islice(_timed(batches), WARM + TIMED):
         half = training.precision == "bf16"
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=half):
-            loss = F.cross_entropy(net(images).float(), labels)
+            loss = F.cross_entropy(net(still(images)).float(), labels)
         steps.zero_grad(set_to_none=True)
         loss.backward()
         if training.clip is not None:

@@ -93,5 +93,7 @@ def _require_fixed(distiller: Any) -> None:
         if not getattr(term, "fixed", True):
             what = f"term {name!r} is another computation at each step"
             raise UserError("graph = True", what, "leave it out")
+    if getattr(distiller, "paired", None) is not None:
+        raise UserError("graph = True", "images are drawn at each step", "leave it out")
     if getattr(distiller, "draws", False):
         raise UserError("graph = True", "the encoder draws at each step", "leave it out")

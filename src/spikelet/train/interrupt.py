@@ -6,7 +6,7 @@ import json
 import shlex
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,17 @@ class Stop:
         self.signal = signal.Signals(number)
 
     @property
+    def asked(self) -> tuple[bool, ...]:
+        """For each signal in the order of EXIT_CODES, whether it was heard."""
+        return tuple(self.signal == each for each in EXIT_CODES)
+
+    def take(self, asked: Sequence[float]) -> None:
+        """Hear a signal that another process has heard."""
+        for number, each in zip(EXIT_CODES, asked, strict=True):
+            if each and self.signal is None:
+                self.signal = number
+
+    @property
     def code(self) -> int:
         """The exit status that stands for the signal."""
         return EXIT_CODES[self.signal or signal.SIGINT]
@@ -62,6 +73,12 @@ def resume_line(run: Path | None) -> str:
         return "stopped; nothing was stored because the run has no folder"
     try:
         task = json.loads((run / "recipe.json").read_text(encoding="utf-8"))["task"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         task = "distill"
     return shlex.join(["spikelet", task, "--resume", str(run)])
+
+
+def begun_line(run: Path | None) -> str | None:
+    """The command that continues a run, if there is one to continue."""
+    begun = run is not None and (run / "recipe.json").exists()
+    return resume_line(run) if begun else None

@@ -6,7 +6,6 @@ import copy
 import resource
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from spikelet.checkpoint import load_weights, save_weights
 from spikelet.data import Batches, Dataset, Split
 from spikelet.distill import Distiller
 from spikelet.encode import Direct
-from spikelet.errors import UserError
-from spikelet.heap import keep_freed_memory
-from spikelet.measure import accuracy, accuracy_over_steps, health
+from spikelet.measure import accuracy, accuracy_over_steps, health, mean_rates
+from spikelet.processes import alike, first
 from spikelet.recipe import DATA, EXECUTES, Recipe, build
 from spikelet.train.cost import costs
+from spikelet.train.crossed import paired, sees
 from spikelet.train.fit import fit
 from spikelet.train.load import (
     ANN,
@@ -33,6 +32,7 @@ from spikelet.train.load import (
     assemble,
     describe,
 )
+from spikelet.train.place import CHECKPOINT, Place, finished, opened, place_of
 from spikelet.train.prepare import (
     bind,
     build_terms,
@@ -52,9 +52,9 @@ from spikelet.train.rows import (
     student_rows,
     teacher_accuracy,
 )
-from spikelet.train.run import card, digest, env, read_json, write_json, write_recipe
+from spikelet.train.run import SCHEMA, card, digest, identity, read_json, write_json
 from spikelet.train.running import encoder, runner, spiking
-from spikelet.train.stored import stored_accuracy, stored_rows
+from spikelet.train.stored import DESCRIPTIONS, RESULTS_FILE, stored_accuracy
 
 HEALTH_IMAGES = 250
 BEST_FILE = "selected.safetensors"
@@ -63,23 +63,6 @@ BEST_FILE = "selected.safetensors"
 def load_data(recipe: Recipe) -> Dataset:
     """The data set of a recipe."""
     return build("data", recipe.data, DATA)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run happens: its folder, device and console."""
-
-    out: Path
-    device: torch.device
-    console: Console | None
-    resume: bool
-
-
-def _place(out: Path | str, resume: bool, device: str | None, console: Console | None) -> Place:
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cpu":
-        keep_freed_memory()
-    return Place(Path(out), torch.device(name), console, resume)
 
 
 def teach(
@@ -95,8 +78,8 @@ def teach(
 
     A finished run that is resumed gives its results again.
     """
-    place = _place(out, resume, device, console)
-    done = _finished(place)
+    place = place_of(out, resume, device, console)
+    done = finished(place)
     if done is not None:
         return done
     dataset = load_data(recipe) if dataset is None else dataset
@@ -110,16 +93,17 @@ def teach(
         encode=Direct(1),
         example=calibration(dataset, 2, recipe.seed, place.device),
     )
-    _open(recipe, place, dataset)
-    write_json(place.out / "model.json", architecture(description))
 
     def score(split: Split) -> float:
         return accuracy(model, evaluation(split, dataset, place.device))
 
-    selected = _train(recipe, place, dataset, distiller, score, None)
-    value = score(dataset.test)
-    rows = [row(ANN, None, value, recipe.seed, kind="ann", **selected)]
-    return _close(recipe, place, dataset, model, rows, None)
+    with opened(recipe, place, dataset):
+        if place.writes:
+            write_json(place.out / "model.json", architecture(description))
+        selected = _train(recipe, place, dataset, distiller, score, None)
+        value = score(dataset.test)
+        rows = [row(ANN, None, value, recipe.seed, kind="ann", **selected)]
+        return _close(recipe, place, dataset, model, rows, None)
 
 
 def distill(
@@ -142,8 +126,8 @@ def distill(
     Raises:
         UserError: if teacher and data have different classes, or anything in the recipe is wrong.
     """
-    place = _place(out, resume, device, console)
-    done = _finished(place)
+    place = place_of(out, resume, device, console)
+    done = finished(place)
     if done is not None:
         return done
     dataset = load_data(recipe) if dataset is None else dataset
@@ -153,11 +137,8 @@ def distill(
     taught = placed(copy.deepcopy(teacher.net) if recipe.joint else teacher.net, place.device)
     student, description = make_student(recipe, dataset, teacher, images)
     placed(student, place.device)
-    distiller = bind(recipe, dataset, student, taught, images)
-    _open(recipe, place, dataset)
-    write_json(place.out / "model.json", description)
-    write_json(place.out / "teacher.json", teacher.description)
-
+    shown = paired(teacher, dataset, place.device)
+    distiller = bind(recipe, dataset, student, taught, images, shown)
     encode, last = encoder(recipe, dataset.mean, dataset.std), recipe.steps
 
     def score(split: Split) -> float:
@@ -168,51 +149,34 @@ def distill(
     def layers() -> Mapping[str, Mapping[str, float]]:
         return health(student, images[:HEALTH_IMAGES], last, encode)
 
-    more: dict[str, Any] = {}
-    if recipe.method != "convert":
-        estimate = estimated(recipe, dataset, student)
-        more = _train(recipe, place, dataset, distiller, score, layers, estimate)
-        if teacher.kind == ANN:
-            batches = training_batches(recipe, dataset, place.device)
-            more |= costs(distiller, taught, batches, recipe.training, more["seconds"])
-    save_weights(place.out / TEACHER_FILE, taught)
-    if learning(recipe):
-        value = teacher_accuracy(recipe, dataset, taught, teacher.kind, place.device)
-        more["accuracy_teacher"] = value
-    more["rate"] = _mean_rate(layers()) if spiking(recipe) else None
-    steps = list(range(1, recipe.steps + 1))
-    note = GIVEN if learning(recipe) else None
-    rows = control_rows(recipe, dataset, teacher, steps, images, note) if controls else []
-    if recipe.method != "convert" or not controls:
-        rows += student_rows(recipe, dataset, student, steps, place.device)
-    rows[-1].update(more)
-    lineage = {**teacher.description, "sha256": digest(place.out / TEACHER_FILE)}
-    return _close(recipe, place, dataset, student, rows, lineage)
-
-
-def _finished(place: Place) -> dict[str, Any] | None:
-    results = place.out / "results.json"
-    if results.exists():
-        if place.resume:
-            rows = stored_rows(place.out, "delete it and resume the run to measure again")
-            return {**read_json(results), "rows": rows}
-        raise UserError(f"out = {place.out}", "it holds a finished run", "name another folder")
-    if (place.out / "recipe.json").exists() and not place.resume:
-        raise UserError(
-            f"out = {place.out}", "it holds an unfinished run", "resume it or name another folder"
-        )
-    return None
-
-
-def _open(recipe: Recipe, place: Place, dataset: Dataset) -> None:
-    try:
-        place.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"out = {place.out}", f"it cannot be made ({error.strerror})", "name another folder"
-        ) from error
-    write_recipe(place.out, recipe)
-    write_json(place.out / "env.json", env(place.device, dataset.hashes))
+    with opened(recipe, place, dataset, teacher.net):
+        if place.writes:
+            write_json(place.out / "model.json", description)
+            write_json(place.out / "teacher.json", teacher.description)
+        more: dict[str, Any] = {}
+        if recipe.method != "convert":
+            estimate = estimated(recipe, dataset, student)
+            more = _train(recipe, place, dataset, distiller, score, layers, estimate)
+            if teacher.kind == ANN and sees(teacher, dataset):
+                batches = training_batches(recipe, dataset, place.device)
+                more |= costs(distiller, taught, batches, recipe.training, more["seconds"])
+        if place.writes:
+            save_weights(place.out / TEACHER_FILE, taught)
+        if learning(recipe):
+            value = teacher_accuracy(recipe, dataset, taught, teacher.kind, place.device)
+            more["accuracy_teacher"] = value
+        rates = mean_rates(layers() if spiking(recipe) else {})
+        more |= {"rate": rates["rate_by_layer"], **rates}
+        steps = list(range(1, recipe.steps + 1))
+        note = GIVEN if learning(recipe) else None
+        rows = control_rows(recipe, dataset, teacher, steps, images, note) if controls else []
+        if recipe.method != "convert" or not controls:
+            rows += student_rows(recipe, dataset, student, steps, place.device)
+        rows[-1].update(more)
+        lineage = dict(teacher.description)
+        if place.writes:
+            lineage["sha256"] = digest(place.out / TEACHER_FILE)
+        return _close(recipe, place, dataset, student, rows, lineage)
 
 
 def _train(
@@ -233,13 +197,14 @@ def _train(
         if held is None:
             return {}
         value = score(held)
-        if value > stored_accuracy(best):
+        if place.writes and value > stored_accuracy(best):
             save_weights(best, distiller.student, {"accuracy": repr(value)})
         return {"accuracy": value}
 
-    resumable = place.resume and (place.out / "checkpoint" / "state.json").exists()
-    if not resumable:
+    resumable = place.resumable
+    if not resumable and place.writes:
         _begin_anew(place, best)
+    _announce(recipe, place, dataset, distiller.student)
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place.device)
     history = fit(
@@ -258,18 +223,32 @@ def _train(
     if not scores:
         return cost
     found = {**cost, "accuracy_validation": scores[-1]}
-    if stored_accuracy(best) != max(scores):  # those weights were lost
+    if first(stored_accuracy(best) != max(scores)):  # those weights were lost
         return found
     last = {k: v.detach().clone() for k, v in distiller.student.state_dict().items()}
-    distiller.student.load_state_dict(load_weights(best))
+    if place.writes:
+        distiller.student.load_state_dict(load_weights(best))
+    alike(distiller.student)
     value = score(dataset.test)
     distiller.student.load_state_dict(last)
     chosen = {"accuracy_selected": value, "epoch_selected": 1 + scores.index(max(scores))}
     return {**found, **chosen}
 
 
-def _mean_rate(layers: Mapping[str, Mapping[str, float]]) -> float:
-    return sum(layer["rate"] for layer in layers.values()) / max(len(layers), 1)
+def _announce(recipe: Recipe, place: Place, dataset: Dataset, net: nn.Module) -> None:
+    """Says what is trained on what, before the first batch that may be slow."""
+    if place.console is None or not place.writes:
+        return
+    stored = read_json(place.out / "model.json")
+    values = sum(p.numel() for p in net.parameters())
+    shape = "x".join(map(str, dataset.train.images.shape[1:]))
+    kind, training = stored.get("kind", "a model"), recipe.training
+    training = training.lasting(max(len(dataset.train) // training.batch, 1))
+    words = (
+        f"training {kind} ({values:,} parameters) on {len(dataset.train):,} images of {shape}, "
+        f"{training.epochs} epochs in batches of {training.batch}, on {place.device}"
+    )
+    place.console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 def _peak(device: torch.device) -> float:
@@ -284,10 +263,9 @@ def _begin_anew(place: Place, best: Path) -> None:
     """Training from its first epoch; said where a run that had come further lost its checkpoint."""
     best.unlink(missing_ok=True)
     metrics = place.out / "metrics.jsonl"
-    if place.resume and place.console is not None and metrics.exists():
-        where = place.out / "checkpoint"
-        words = f"there is no checkpoint in {where} any more: training begins from its start"
-        place.console.print(words, markup=False, highlight=False, soft_wrap=True)
+    if place.resume and metrics.exists():
+        where = place.out / CHECKPOINT
+        place.tell(f"there is no checkpoint in {where} any more: training begins from its start")
 
 
 def _close(
@@ -298,9 +276,13 @@ def _close(
     rows: list[dict[str, Any]],
     lineage: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
+    results = {"run": str(place.out), "rows": rows}
+    if not place.writes:
+        return results
     save_weights(place.out / MODEL_FILE, net)
     made = {**card(recipe, dataset, lineage), "sha256": digest(place.out / MODEL_FILE)}
     write_json(place.out / "card.json", made)
-    results = {"run": str(place.out), "rows": rows}
-    write_json(place.out / "results.json", results)
+    files = [name for name in DESCRIPTIONS if (place.out / name).exists()]
+    sums = {name: digest(place.out / name) for name in files} | identity(recipe, {}, None)
+    write_json(place.out / RESULTS_FILE, {"schema": SCHEMA, **results, "sums": sums})
     return results

@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from spikelet.checkpoint import restore
 from spikelet.convert import convert
 from spikelet.data import Dataset
+from spikelet.encode import still
 from spikelet.errors import UserError
 from spikelet.measure import answers_over_steps
 from spikelet.models import build_model, default_model
 from spikelet.neuron import Neuron
 from spikelet.norm import freeze_norms
 from spikelet.recipe import DATA, NEURONS, Recipe, build
-from spikelet.train.run import read_recipe
+from spikelet.train.run import digest, identity, read_recipe
 from spikelet.train.running import encoder, runner
 from spikelet.train.stored import (
+    DESCRIPTIONS,
     RESULTS_FILE,
     damaged,
     stored_description,
@@ -67,7 +69,7 @@ class Loaded:
             steps: T, by default that of the training; an ANN takes none.
         """
         if self.kind == ANN:
-            return self.net(images)
+            return self.net(still(images))
         steps = self.recipe.steps if steps is None else steps
         encode = encoder(self.recipe, *statistics(self.path / "card.json"))
         found = answers_over_steps(self.net, images, [steps], runner(self.recipe), encode)
@@ -92,8 +94,8 @@ def architecture(description: Mapping[str, Any]) -> dict[str, Any]:
 def assemble(description: Mapping[str, Any]) -> nn.Module:
     """The model of a description, in train mode."""
     fields = dict(description)
-    for spiking in ("neuron", "norm"):
-        fields.pop(spiking, None)
+    for other in ("neuron", "norm", "images"):
+        fields.pop(other, None)
     fields["size"] = tuple(fields["size"])
     width = fields.get("width")
     if isinstance(width, int) and width < 1:
@@ -114,7 +116,10 @@ def load(run: Path | str) -> Loaded:
     recipe = read_recipe(path)
     if not (path / MODEL_FILE).exists():
         raise _without_weights(path, recipe.task)
+    if not (path / RESULTS_FILE).exists():
+        raise UserError(f"run = {path}", "the run is not finished", _continued(path, recipe.task))
     description = stored_description(path / "model.json")
+    _require_kept(path, recipe)
     if recipe.task == "distill":
         description = {"norm": recipe.norm_kind, **description}
         if "neuron" not in description:
@@ -126,20 +131,39 @@ def load(run: Path | str) -> Loaded:
 
 def _without_weights(path: Path, task: str) -> UserError:
     """The error about a run that has no weights: it is not finished, or they are gone."""
-    resume = f"continue it with `{shlex.join(['spikelet', task, '--resume', str(path)])}`"
+    resume = _continued(path, task)
     if (path / RESULTS_FILE).exists():
         fix = f"delete {path / RESULTS_FILE} and {resume}"
         return UserError(str(path / MODEL_FILE), "the weights of this finished run are gone", fix)
     return UserError(f"run = {path}", "the run is not finished", resume)
 
 
+def _continued(path: Path, task: str) -> str:
+    return f"continue it with `{shlex.join(['spikelet', task, '--resume', str(path)])}`"
+
+
+def _require_kept(path: Path, recipe: Recipe) -> None:
+    """Raises where what describes a run is not what it has written; older ones have no sums."""
+    sums = stored_object(path / RESULTS_FILE).get("sums")
+    now = identity(recipe, {}, None)
+    now |= {name: digest(path / name) for name in DESCRIPTIONS if (path / name).exists()}
+    for name, sha256 in (sums if isinstance(sums, dict) else {}).items():
+        if name in now and now[name] != sha256:
+            file = path / name if name in DESCRIPTIONS else path / "recipe.json"
+            what = "it is not what the run has written: its sha256 differs"
+            raise damaged(file, what if file.name == name else f"{name} was another")
+
+
 def statistics(card: Path) -> tuple[list[float], list[float]]:
     """Mean and deviation that a run's images were normalised with."""
     try:
         data = stored_object(card)["data"]
-        return data["mean"], data["std"]
-    except (KeyError, TypeError) as error:
+        mean, std = ([float(each) for each in data[name]] for name in ("mean", "std"))
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise damaged(card, "data, mean or std is missing") from error
+    return mean, std
 
 
 def _digests(card: Path) -> dict[str, str]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from spikelet.checkpoint import replacing
 from spikelet.errors import UserError
+from spikelet.folder import append, replacing
 from spikelet.recipe import Training
 from spikelet.train.state import Standing
 
 SATURATED = 0.9  # share of neurons that fire at every step from which a layer is named
+WAITING = 0.1  # share of an epoch from which waiting for images is told
 NAMED = 4  # layers named in one warning
+SETTLED, LONG = 10.0, 90.0  # seconds of training before it is foretold, and worth a line
 
 
 class Log:
@@ -51,6 +54,7 @@ class Log:
         )
         done, total = standing.epoch * per_epoch + standing.batch, self.epochs * per_epoch
         self.task = self.bar.add_task("training", completed=done, total=total, loss="")
+        self.began, self.first, self.total, self.told = time.monotonic(), done, total, False
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -70,16 +74,38 @@ class Log:
             loss=f"loss {loss:.4f}",
         )
 
+        self._tell_duration(epoch * self.per_epoch + batch)
+
+    def _tell_duration(self, done: int) -> None:
+        """Once, after the first batches, how long the rest will take, where that is long."""
+        passed, taken = time.monotonic() - self.began, done - self.first
+        if self.told or passed < SETTLED or taken < 2:
+            return
+        self.told, each = True, passed / taken
+        if (left := (self.total - done) * each) > LONG:
+            text = f"about {duration(left)} to go: {self.total - done} batches of {each:.2f} s"
+            self.say([text])
+
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Print and store what an epoch came to."""
         if self.metrics is not None:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append(self.metrics, json.dumps(row) + "\n")
         if self.board is not None:
             for name, value in _scalars(row).items():
                 self.board.add_scalar(name, value, row["epoch"])
-        for text in (epoch_line(row, self.epochs), *health_warnings(row["health"])):
+        warnings = [*health_warnings(row["health"]), *waiting_warnings(row)]
+        self.say([epoch_line(row, self.epochs), *warnings])
+
+    def say(self, lines: Iterable[str]) -> None:
+        """Print lines as they are."""
+        for text in lines:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as minutes or hours: "12 min", "3 h 20 min"."""
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
@@ -95,7 +121,7 @@ def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
         fields.append(f"validation {name} {shown}")
     fields += [f"{row['seconds']:.1f} s", f"{row['images_per_second']:.0f} images/s"]
     if row["rate"] is not None:
-        fields.append(f"mean firing rate {row['rate']:.3f}")
+        fields.append(f"firing rate by layer {row['rate']:.3f}")
     return "  ".join(fields)
 
 
@@ -109,6 +135,14 @@ def health_warnings(health: Mapping[str, Mapping[str, float]]) -> list[str]:
     if full:
         warnings.append(f"warning: nearly every neuron fires at every step in {_listed(full)}")
     return warnings
+
+
+def waiting_warnings(row: Mapping[str, Any]) -> list[str]:
+    """A sentence about steps that wait for their images for a good part of a long epoch."""
+    seconds, share = row["seconds"], row.get("seconds_waiting", 0) / max(row["seconds"], 1e-9)
+    if seconds < SETTLED or share < WAITING:
+        return []
+    return [f"warning: steps waited {100 * share:.0f} % of the time for their images"]
 
 
 def _listed(names: list[str]) -> str:

@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from spikelet.convert import convert, settle_norms
 from spikelet.data import Batches, Dataset, normalise
+from spikelet.data.paired import Paired
 from spikelet.distill import Distiller
 from spikelet.errors import UserError
+from spikelet.graph import shapes
 from spikelet.norm import estimate_norms, freeze_norms
+from spikelet.processes import processes, rank
 from spikelet.recipe import AUGMENTS, EXECUTES, NEURONS, TERMS, Recipe, build
 from spikelet.stepwise import require_fixed_norms
 from spikelet.terms import Term
+from spikelet.train.crossed import IMAGES, beginning, crossing
 from spikelet.train.load import ANN, SNN, Loaded, architecture, assemble, describe, load
 from spikelet.train.running import encoder, encoding, runner
 
 ZOO_CLASSES = 1000
+EXAMPLES = 64
+ROOM = 2**27  # values of the largest tensor while statistics are estimated: 512 MiB in fp32
 ESTIMATING = -1  # an epoch that training never sees
 
 
 def calibration(dataset: Dataset, count: int, seed: int, device: torch.device) -> Tensor:
-    """Normalised training images "B C H W" drawn by the seed."""
+    """Normalised training images "B C H W", or frames "B F C H W", drawn by the seed."""
+    return normalise(dataset.train.images[_drawn(dataset, count, seed)], dataset).to(device)
+
+
+def _drawn(dataset: Dataset, count: int, seed: int) -> Tensor:
+    """Which training images thresholds are calibrated on."""
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(dataset.train), generator=generator)[: max(count, 2)]
-    return normalise(dataset.train.images[chosen], dataset).to(device)
+    return torch.randperm(len(dataset.train), generator=generator)[: max(count, 2)]
 
 
 def training_batches(recipe: Recipe, dataset: Dataset, device: torch.device) -> Batches:
     """The training data in augmented batches, by the recipe's seed."""
     specs = [dict(spec) for spec in dataset.augment] if recipe.augment is None else recipe.augment
     augment = [build(f"augment.{i}", spec, AUGMENTS) for i, spec in enumerate(specs)]
-    return Batches(dataset.train, dataset, recipe.training.batch, augment, recipe.seed, device)
+    batch, shard = recipe.training.batch * processes(), (rank(), processes())
+    seed = recipe.seed
+    return Batches(dataset.train, dataset, batch, augment, seed, device, shard=shard)
 
 
 def teacher_of(recipe: Recipe, out: Path, dataset: Dataset) -> Loaded:
@@ -45,7 +58,7 @@ def teacher_of(recipe: Recipe, out: Path, dataset: Dataset) -> Loaded:
     if spec is None:
         raise UserError("teacher = None", "a student needs a teacher", "name a run or a model")
     if "run" in spec:
-        loaded = load(spec["run"])
+        loaded = crossing(load(spec["run"]), dataset, recipe.data["kind"])
         if loaded.kind == SNN and recipe.model is None:
             raise UserError(
                 f"teacher = {spec['run']}",
@@ -68,7 +81,8 @@ def teacher_of(recipe: Recipe, out: Path, dataset: Dataset) -> Loaded:
             )
         net = assemble(description)
         loaded = Loaded(recipe, net.eval(), ANN, architecture(description), out)
-    _require_images(loaded.description, dataset)
+    if IMAGES not in loaded.description:
+        _require_images(loaded.description, dataset)
     classes = loaded.description["classes"]
     if classes != len(dataset.classes):
         raise UserError(
@@ -111,7 +125,8 @@ def make_student(
     thresholds are not calibrated.
     """
     neuron = build("neuron", recipe.neuron, NEURONS)
-    source, description = teacher.net, dict(teacher.description)
+    source, description = beginning(teacher, dataset, recipe.seed)
+    source = source.to(images.device)
     if recipe.model is not None:
         description = describe(recipe.model, dataset, recipe.seed)
         source = assemble(description).to(images.device)
@@ -129,7 +144,8 @@ def make_student(
 def estimated(recipe: Recipe, dataset: Dataset, student: nn.Module) -> Callable[[Batches], None]:
     """A function that gives a student's norms the statistics of the weights it has then.
 
-    They are taken over augmented batches of the training data, as training's own were.
+    They are taken over augmented training images, as training's own were, in one large batch: of
+    `estimate` images, or as many as there is room for.
     """
     execute = runner(recipe)
     encode = encoder(recipe, dataset.mean, dataset.std)
@@ -139,11 +155,20 @@ def estimated(recipe: Recipe, dataset: Dataset, student: nn.Module) -> Callable[
 
     def estimate(batches: Batches) -> None:
         if recipe.estimate and recipe.norm_kind != "frozen":
-            count = -(-recipe.estimate // recipe.training.batch)
-            drawn = itertools.islice(batches.epoch(ESTIMATING), count)
-            estimate_norms(student, (images for images, _ in drawn), run)
+            example = encode(next(batches.epoch(ESTIMATING))[0][:1], recipe.steps)
+            count = min(recipe.estimate, _roomy(student, example)) // batches.batch
+            drawn = itertools.islice(batches.epoch(ESTIMATING), max(count, 1))
+            estimate_norms(student, [torch.cat([images for images, _ in drawn])], run)
 
     return estimate
+
+
+def _roomy(student: nn.Module, example: Tensor) -> int:
+    """How many images one pass may hold; `example` "T 1 ..." is one of them, encoded."""
+    if not isinstance(student, fx.GraphModule):
+        return 0
+    largest = max(math.prod(shape) for shape in shapes(student, example[0]).values())
+    return ROOM // (largest * len(example))
 
 
 def build_terms(recipe: Recipe) -> dict[str, Term]:
@@ -152,10 +177,27 @@ def build_terms(recipe: Recipe) -> dict[str, Term]:
 
 
 def bind(
-    recipe: Recipe, dataset: Dataset, student: nn.Module, teacher: nn.Module, images: Tensor
+    recipe: Recipe,
+    dataset: Dataset,
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    paired: Paired | None = None,
 ) -> Distiller:
-    """The distiller of a recipe."""
+    """The distiller of a recipe; with `paired` images the teacher is shown those.
+
+    Raises:
+        UserError: if paired images are to slide into the student's input, and there are none.
+    """
     terms = build_terms(recipe)
+    if recipe.encode.get("sliding") and paired is None:
+        raise UserError(
+            f"encode.sliding = {recipe.encode['sliding']}",
+            "no images are paired with these data, for the teacher was not trained on images of "
+            "the classes of events",
+            "take the run of a teacher of such images, as mnist for nmnist, or set it to 0",
+        )
+    labels = dataset.train.labels[_drawn(dataset, recipe.calibrate, recipe.seed)]
     needed = recipe.joint or any(term.taught for term in terms.values())
     if recipe.execute.get("order") == "time":
         require_fixed_norms(student, training=True)
@@ -165,6 +207,8 @@ def bind(
         terms=terms,
         execute=build("execute", recipe.execute, EXECUTES),
         encode=encoding(recipe, dataset.mean, dataset.std, recipe.steps),
-        example=images[:64],
+        example=images[:EXAMPLES],
         joint=recipe.joint,
+        paired=paired if needed or recipe.encode.get("sliding") else None,
+        labels=labels[:EXAMPLES].to(images.device),
     )

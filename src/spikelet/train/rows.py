@@ -12,7 +12,9 @@ from spikelet.convert import convert
 from spikelet.data import Batches, Dataset, Split
 from spikelet.distill import freeze
 from spikelet.measure import accuracy, accuracy_over_steps
+from spikelet.processes import processes, rank
 from spikelet.recipe import NEURONS, Recipe, build
+from spikelet.train.crossed import images_of, sees
 from spikelet.train.load import SNN, Loaded
 from spikelet.train.running import encoder, runner, spiking, spiking_runner
 
@@ -21,7 +23,13 @@ GIVEN, LEARNED = "given, before joint training", "after joint training"
 
 
 def evaluation(split: Split, dataset: Dataset, device: torch.device) -> Iterator[Any]:
-    """Batches (images, labels) of a split in its own order."""
+    """Batches (images, labels) of a split in its own order.
+
+    Of several processes each has every n-th image; all of them, where there is not one for each.
+    """
+    count = processes()
+    if 1 < count <= len(split):
+        split = split.at(torch.arange(rank(), len(split), count))
     batch = EVALUATION_BATCH if device.type == "cpu" else ACCELERATED_BATCH
     batches = Batches(split, dataset, batch, shuffle=False, device=device)
     return batches.epoch(0)
@@ -73,22 +81,52 @@ def control_rows(
     """
     device, seed = images.device, recipe.seed
     net = teacher.net.to(device)
+    images_known = images_of(teacher)
+    if images_known is not None:
+        return crossed_rows(recipe, dataset, teacher, steps, images, images_known)
     kind = f"snn, T = {recipe.steps}" if teacher.kind == SNN else "ann"
     noted = {} if note is None else {"note": note}
     value = teacher_accuracy(recipe, dataset, net, teacher.kind, device)
     rows = [row("teacher", None, value, seed, kind=kind, **noted)]
     if teacher.kind == SNN:
         return rows
-    encode = encoder(recipe, dataset.mean, dataset.std)
     later = {"note": f"of the teacher {note}"} if note == LEARNED else {}
+    return rows + _converted(recipe, dataset, net, steps, images, **later)
+
+
+def _converted(
+    recipe: Recipe, dataset: Dataset, net: nn.Module, steps: list[int], images: Tensor, **more: Any
+) -> list[dict[str, Any]]:
+    """Rows of an ANN's conversion, calibrated for each T."""
+    encode, rows = encoder(recipe, dataset.mean, dataset.std), []
     for t in steps:
         converted = convert(
             net, build("neuron", recipe.neuron, NEURONS), steps=t, calibrate=images
         )
-        batches = evaluation(dataset.test, dataset, device)
+        batches = evaluation(dataset.test, dataset, images.device)
         value = accuracy_over_steps(converted, batches, [t], spiking_runner(recipe), encode)[t]
-        rows.append(row("convert", t, value, seed, **later))
+        rows.append(row("convert", t, value, recipe.seed, **more))
     return rows
+
+
+def crossed_rows(
+    recipe: Recipe,
+    dataset: Dataset,
+    teacher: Loaded,
+    steps: list[int],
+    images: Tensor,
+    known: Dataset,
+) -> list[dict[str, Any]]:
+    """Rows of a teacher on the test part of the images it knows, and of its conversion on events.
+
+    There is no such conversion of one whose images have another form than the events' frames.
+    """
+    value = accuracy(freeze(teacher.net), evaluation(known.test, known, images.device))
+    told = {"kind": "ann", "note": f"on the test images of {known.name}"}
+    rows = [row("teacher", None, value, recipe.seed, **told)]
+    if not sees(teacher, dataset):
+        return rows
+    return rows + _converted(recipe, dataset, teacher.net, steps, images)
 
 
 def teacher_accuracy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -12,14 +13,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from spikelet.checkpoint import replacing
 from spikelet.errors import UserError
+from spikelet.folder import digest, replacing
 from spikelet.recipe import Recipe
 
 if TYPE_CHECKING:
     from spikelet.data import Dataset
 
+__all__ = [
+    "card",
+    "digest",
+    "env",
+    "fingerprint",
+    "identity",
+    "read_json",
+    "read_recipe",
+    "require_schema",
+    "stored_identity",
+    "write_json",
+    "write_recipe",
+]
+SCHEMA = 1  # of a run folder's JSON; a file without the field is of the first
+ENV_FILE = "env.json"
+FREE = ("checkpoint_minutes", "tensorboard")  # may change on resume without changing the weights
 PACKAGES = ("spikelet", "torch", "torchvision", "timm", "numpy", "safetensors", "scikit-learn")
 
 
@@ -35,20 +53,32 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(str(path), "there is no such file", "give a run folder") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         what, fix = f"it is damaged: not JSON ({error})", "take it from a copy, or make it again"
         raise UserError(str(path), what, fix) from error
 
 
+def require_schema(path: Path | str, content: Any) -> None:
+    """Raise for a JSON object that a later version has written, or none of ours."""
+    schema = content.get("schema", SCHEMA) if isinstance(content, dict) else SCHEMA
+    if schema != SCHEMA or isinstance(schema, bool):
+        what = f"it has the schema {schema!r}, this spikelet knows {SCHEMA}"
+        raise UserError(str(path), what, "read it with the version of spikelet that wrote it")
+
+
 def write_recipe(run: Path | str, recipe: Recipe) -> None:
     """Write run/recipe.json."""
-    write_json(Path(run) / "recipe.json", json.loads(recipe.to_json()))
+    content = {"schema": SCHEMA, **json.loads(recipe.to_json())}
+    write_json(Path(run) / "recipe.json", content)
 
 
 def read_recipe(run: Path | str) -> Recipe:
     """The recipe of a run folder, validated."""
     path = Path(run) / "recipe.json"
     content = read_json(path)
+    require_schema(path, content)
+    if isinstance(content, dict):
+        content.pop("schema", None)
     try:
         return Recipe.from_json(json.dumps(content))
     except UserError as error:
@@ -62,6 +92,7 @@ def env(
     device = torch.device(device)
     cuda = device.type == "cuda"
     return {
+        "schema": SCHEMA,
         "versions": {"python": platform.python_version()} | _versions(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if cuda else device.type,
@@ -99,10 +130,52 @@ def card(
     }
 
 
-def digest(path: Path | str) -> str:
-    """The sha256 of a file, for lineage."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def identity(
+    recipe: Recipe, hashes: Mapping[str, str], teacher: nn.Module | None
+) -> dict[str, str]:
+    """Sums of all that decides a run's result: settings without places, images, teacher's weights.
+
+    Each setting has its own, so that a later version, which knows more of them, can compare.
+    """
+    fields = dataclasses.asdict(recipe)
+    training = {f"training.{k}": v for k, v in fields.pop("training").items() if k not in FREE}
+    del fields["teacher"]
+    for part, places in (("data", ("root", "download", "workers")), ("model", ("weights",))):
+        fields[part] = {k: v for k, v in (fields[part] or {}).items() if k not in places}
+    found = {f"recipe's {name}": _sum(value) for name, value in (fields | training).items()}
+    found |= {f"{part} images": value for part, value in hashes.items()}
+    return found if teacher is None else {**found, "teacher": fingerprint(teacher)}
+
+
+def _sum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def stored_identity(run: Path) -> dict[str, str]:
+    """What a run was begun with, as far as its folder knows; older versions knew the images.
+
+    Raises:
+        UserError: if run/env.json is damaged, or of a later version.
+    """
+    if not (run / ENV_FILE).exists():
+        return {}
+    content = read_json(run / ENV_FILE)
+    require_schema(run / ENV_FILE, content)
+    known = content.get("identity") if isinstance(content, dict) else None
+    images = content.get("data") if isinstance(content, dict) else None
+    if isinstance(known, dict):
+        return known
+    images = images if isinstance(images, dict) else {}
+    return {f"{part} images": each for part, each in images.items()}
+
+
+def fingerprint(net: nn.Module) -> str:
+    """The sha256 of a network's state: names, shapes and values."""
+    total = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        total.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def _versions() -> dict[str, str]:

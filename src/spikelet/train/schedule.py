@@ -17,12 +17,13 @@ UNDECAYED = ("threshold", "leak", "bias", "offset")
 def learning_rate(training: Training, step: int, per_epoch: int) -> float:
     """The rate of a step counted from 0: linear warm-up, then cosine to 0 or constant."""
     warm, total = training.warmup_epochs * per_epoch, training.epochs * per_epoch
+    peak = training.peak
     if step < warm:
-        return training.learning_rate * min(1.0, (step + 1) / warm)
+        return peak * min(1.0, (step + 1) / warm)
     if training.schedule == "constant":
-        return training.learning_rate
+        return peak
     fraction = min(1.0, (step - warm) / max(1.0, total - warm))
-    return training.learning_rate * (1 + math.cos(math.pi * fraction)) / 2
+    return peak * (1 + math.cos(math.pi * fraction)) / 2
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -43,7 +44,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 def optimiser(module: nn.Module, training: Training) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW with the momentum as its first beta."""
-    groups, rate = parameter_groups(module, training.weight_decay), training.learning_rate
+    groups, rate = parameter_groups(module, training.weight_decay), training.peak
     if training.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=training.momentum)
     return torch.optim.AdamW(groups, lr=rate, betas=(training.momentum, 0.999))

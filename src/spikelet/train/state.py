@@ -12,27 +12,33 @@ from torch import nn
 
 from spikelet.checkpoint import (
     generator_states,
-    load_state,
+    newest_state,
     restore,
     restore_generators,
     save_state,
+    set_aside,
 )
 from spikelet.errors import UserError
+from spikelet.processes import first, rank
 from spikelet.recipe import Training
 from spikelet.train.average import Average
+from spikelet.train.interrupt import begun_line
+from spikelet.train.run import FREE, stored_identity
 from spikelet.train.schedule import optimiser
 from spikelet.train.totals import Totals
-
-FREE = ("checkpoint_minutes", "tensorboard")  # may change on resume without changing the weights
 
 
 @dataclass
 class Standing:
-    """Where a run stands: finished epochs, and batches and seconds of the unfinished one."""
+    """Where a run stands: finished epochs, and batches and seconds of the unfinished one.
+
+    `waited` are those of the seconds in which a step waited for its images.
+    """
 
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     totals: Totals = field(default_factory=Totals)
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -51,17 +57,17 @@ class State:
         self.settled = True  # false while a step is half done: not to be stored then
 
     @torch.no_grad()
-    def require_finite(self) -> None:
+    def require_finite(self, run: Path | None = None) -> None:
         """Raise the sentence for parameters that are not numbers any more."""
         finite = torch.stack([torch.isfinite(each).all() for each in self.parameters])
         if not bool(finite.all()):
             part = "a parameter after the step"
-            raise diverged(self.training, self.standing.epoch, self.standing.batch, part)
+            raise diverged(self.training, self.standing.epoch, self.standing.batch, part, run)
 
     def save(self, run: Path) -> None:
         """Write run/checkpoint; weights that are not finite never replace good ones."""
         self.standing.totals.settle()
-        self.require_finite()
+        self.require_finite(run)
         standing, average = self.standing, self.average
         stored: dict[str, Any] = {
             "model": self.distiller.state_dict(),
@@ -72,26 +78,48 @@ class State:
                 "epoch": standing.epoch,
                 "batch": standing.batch,
                 "seconds": standing.seconds,
+                "waited": standing.waited,
                 "totals": standing.totals.stored(),
                 "history": standing.history,
             },
             "training": dataclasses.asdict(self.training),
             "seed": self.seed,
+            "identity": self.identity(run),
         }
         save_state(run / "checkpoint", stored)
 
-    def load(self, run: Path) -> None:
-        """Continue exactly from run/checkpoint."""
-        stored = load_state(run / "checkpoint")
+    @staticmethod
+    def identity(run: Path) -> dict[str, str]:
+        """Whose state this is; a damaged file of the run does not keep it from the disk."""
+        try:
+            return stored_identity(run)
+        except UserError:
+            return {}
+
+    def load(self, run: Path) -> list[str]:
+        """Continue exactly from the newest whole state in run/checkpoint; what is to be told."""
+        stored, damaged = newest_state(run / "checkpoint") if rank() == 0 else ({}, [])
+        stored = first(stored)
         try:
             self._continue(run, stored)
-        except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
             where = run / "checkpoint"
             fix = f"delete the folder {where} and resume to train from the start"
             raise UserError(str(where), f"it is damaged ({error!r})", fix) from error
+        for each in damaged:
+            set_aside(each)
+        standing = self.standing
+        place = f"epoch {standing.epoch + 1}, batch {standing.batch}"
+        return [
+            f"`{each.argument}`: {each.message}; the run goes on from the one before, at {place}."
+            for each in damaged
+        ]
 
     def _continue(self, run: Path, stored: dict[str, Any]) -> None:
         """Take over what was stored."""
+        _require_own(run, stored)
         self._require_same(run, stored)
         restore(self.distiller, stored["model"], f"resume = {run}")
         self.optimiser.load_state_dict(stored["optimiser"])
@@ -105,7 +133,8 @@ class State:
     def _require_same(self, run: Path, stored: dict[str, Any]) -> None:
         """Raise unless the run is continued with the settings it was started with."""
         now = dataclasses.asdict(self.training) | {"seed": self.seed}
-        then = stored["training"] | {"seed": stored["seed"]}
+        usual = dataclasses.asdict(Training())  # a setting of later has the value of before
+        then = usual | stored["training"] | {"seed": stored["seed"]}
         for name, value in now.items():
             if name not in FREE and then.get(name) != value:
                 raise UserError(
@@ -115,11 +144,33 @@ class State:
                 )
 
 
-def diverged(training: Training, epoch: int, batch: int, part: str) -> UserError:
+def _require_own(run: Path, stored: dict[str, Any]) -> None:
+    """Raise for the checkpoint of another run; older ones do not say whose they are."""
+    then, now = stored.get("identity") or {}, stored_identity(run)
+    for part in now:
+        if then.get(part, now[part]) != now[part]:
+            where = run / "checkpoint"
+            fix = f"delete the folder {where} and resume to train from the start"
+            raise UserError(str(where), f"it is of another run: the {part} is another", fix)
+
+
+def diverged(
+    training: Training, epoch: int, batch: int, part: str, run: Path | None = None
+) -> UserError:
     """The error for numbers that are not finite; epochs and batches are counted from 1 in it."""
     clip = "" if training.clip else " or clip the gradient (clip = 1.0)"
+    line = begun_line(run)
+    again = "" if line is None else f"; `{line}` goes on from the last good state"
     return UserError(
         f"learning_rate = {training.learning_rate:g}",
         f"training diverged: {part} is not finite at epoch {epoch + 1}, batch {batch}",
-        f"lower it{clip}, in a new run",
+        f"lower it{clip}, in a new run{again}",
     )
+
+
+def not_finite_images(epoch: int, batch: int, run: Path | None) -> UserError:
+    """The error for a batch of images that are no numbers."""
+    line = begun_line(run)
+    again = "" if line is None else f", then go on from the state before it with `{line}`"
+    what = f"images of epoch {epoch + 1}, batch {batch} are not finite"
+    return UserError("batches", what, f"mend the data{again}")

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from spikelet.checkpoint import load_metadata, load_weights
 from spikelet.errors import UserError
-from spikelet.train.run import digest, read_json
+from spikelet.train.run import digest, read_json, require_schema
 
 RESULTS_FILE = "results.json"
+DESCRIPTIONS = ("card.json", "model.json", "teacher.json")
 COPY = "take it from a copy, or make the run again in a new folder"
 ROW = {"method": str, "steps": int | None, "accuracy": int | float, "n": int, "split": str}
 DESCRIPTION = {"kind": str, "classes": int, "channels": int, "size": list}
@@ -28,7 +29,7 @@ def stored_object(file: Path, fix: str = COPY) -> dict[str, Any]:
     """The JSON object of a file.
 
     Raises:
-        UserError: if it is absent or holds anything else.
+        UserError: if it is absent or holds anything else, or a later version has written it.
     """
     try:
         content = read_json(file)
@@ -36,6 +37,7 @@ def stored_object(file: Path, fix: str = COPY) -> dict[str, Any]:
         raise UserError(str(file), error.message, fix) from error
     if not isinstance(content, dict):
         raise damaged(file, "no JSON object", fix)
+    require_schema(file, content)
     return content
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PART = "part "
+PART, IMAGES = "part ", "images"
 
 
 class NotFinite(ArithmeticError):
@@ -31,11 +31,18 @@ class Totals:
     latest: float = math.nan
     waiting: list[tuple[int, int, list[str], Tensor]] = field(default_factory=list)
 
-    def add(self, batch: int, images: int, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+    def add(
+        self, batch: int, images: int | Tensor, loss: Tensor, parts: Mapping[str, Tensor]
+    ) -> None:
         """Take one batch's means; nothing is copied from the device yet."""
-        values = torch.stack([x.detach().float().reshape(()) for x in (loss, *parts.values())])
-        self.waiting.append((batch, images, ["loss", *(PART + name for name in parts)], values))
-        self.images += images
+        names = ["loss", *(PART + name for name in parts)]
+        kept = [loss, *parts.values()]
+        if isinstance(images, Tensor):
+            names, kept = [*names, IMAGES], [*kept, images]
+        else:
+            self.images += images
+        values = torch.stack([x.detach().float().reshape(()) for x in kept])
+        self.waiting.append((batch, images if isinstance(images, int) else 0, names, values))
 
     def settle(self) -> None:
         """Copy what waits, in one piece; raises NotFinite at the first value that is not."""
@@ -45,6 +52,9 @@ class Totals:
         waiting, self.waiting = self.waiting, []
         for batch, images, names, _ in waiting:
             row = {name: next(values) for name in names}
+            if IMAGES in row:
+                images = int(row.pop(IMAGES))
+                self.images += images
             if not all(map(math.isfinite, row.values())):
                 raise NotFinite(_culprit(row), batch)
             self.latest = row["loss"]
