@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,12 @@ pytest.importorskip("matplotlib")
 from chromium import Page, found, opened
 from finished import make, quiet
 from spikelet.report import grid_page
+from spikelet.report.parts import Section
+from spikelet.story import close_up
 from test_report import full
 
 PROGRAM = found()
-NAMES = ("run", "runs", "comparison", "grid")
+NAMES = ("run", "runs", "teacher", "comparison", "grid")
 # text that is wider than its own box and neither wraps nor scrolls
 SPILLED = """
 [...document.querySelectorAll('main *')].filter(e => {
@@ -56,12 +58,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert quiet("report", str(runs["hybrid"]), "--out", str(pages["run"])) == 0
     both = str(runs["hybrid"]), str(runs["none"])
     assert quiet("report", *both, "--out", str(pages["runs"])) == 0
-    pages["comparison"].write_text(full(), encoding="utf-8")
-    pages["grid"].write_text(grid(), encoding="utf-8")
+    pages["teacher"].write_bytes((runs["teacher"] / "report.html").read_bytes())
+    closer = close_up([runs["hybrid"], runs["none"]], look="Two runs.")
+    pages["comparison"].write_text(full(closer), encoding="utf-8")
+    pages["grid"].write_text(grid(closer), encoding="utf-8")
     return pages
 
 
-def grid() -> str:
+def grid(closer: Sequence[Section]) -> str:
     """The page of a small grid."""
     common = {"n": 3, "seed": None, "split": "test", "rate": 0.2, "seconds": 1.0, "peak_mib": 9.0}
     rows = [
@@ -71,7 +75,7 @@ def grid() -> str:
             "hybrid": {"difference": 0.01, "low": 0.005, "high": 0.02, "verdict": "better"},
         }.items()
     ]
-    return grid_page(rows, title="A grid", made={"data": "digits"})
+    return grid_page(rows, title="A grid", made={"data": "digits"}, sections=closer)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +110,7 @@ def test_page_in_a_browser(
         assert page.value("document.documentElement.scrollWidth") == width
         assert page.value(SPILLED) == []
     assert page.value(CUT) == []
-    assert page.value(SMALLEST) >= (9 if name in ("run", "runs") else 6)
+    assert page.value(SMALLEST) >= (6 if name in ("comparison", "grid") else 9)
     assert page.value("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
 
 

@@ -502,8 +502,8 @@ def test_weights_that_are_gone_come_back_from_the_checkpoint(
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("state.json", ""),
-        ("state.json", '{"format": "spikelet.state", "tensors": 7, "state": {}}'),
+        ("DOCUMENT", ""),
+        ("DOCUMENT", '{"format": "spikelet.state", "tensors": 7, "state": {}}'),
         ("TENSORS", "garbage"),
         ("STATE", "{}"),
         ("STATE", "null"),
@@ -516,11 +516,9 @@ def test_damaged_checkpoint_is_named(
     shutil.copytree(student, run)
     (run / "results.json").unlink()
     folder = run / "checkpoint"
-    if file == "STATE":
-        stored = json.loads((folder / "state.json").read_text())
-        (folder / "state.json").write_text(json.dumps({**stored, "state": json.loads(content)}))
-    else:
-        path = next(folder.glob("*.safetensors")) if file == "TENSORS" else folder / file
+    for path in folder.glob("*.safetensors" if file == "TENSORS" else "*.json"):  # every one kept
+        if file == "STATE":
+            content = json.dumps({**json.loads(path.read_text()), "state": json.loads(content)})
         path.write_text(content)
     said = sentence(capfd, "distill", "--resume", run, "--quiet")
     assert str(folder) in said and f"delete the folder {folder}" in said

@@ -48,17 +48,18 @@ SIGNATURES = {
     "Term.__call__": "(self, own, step)",
     "Distiller": (
         "(student, teacher=None, *, terms, execute=RATE, encode=None, pairs=None, example=None, "
-        "joint=False)"
+        "joint=False, paired=None, labels=None)"
     ),
     "Distiller.forward": "(self, images, labels, progress=0.0, generator=None)",
     "convert": "(model, neuron=None, *, steps=4, calibrate=None, sweeps=2)",
     "repeat": "(images, steps)",
-    "Direct": "(steps=4)",
+    "Direct": "(steps=4, sliding=0.0)",
     "Direct.__call__": "(self, images)",
     "CrossEntropy": "(weight=1.0, label_smoothing=0.0, per_step=False)",
     "Logits": "(weight=1.0, tau=3.0, student_tau=None)",
     "Affine": "(weight=1.0, on='last', feature='spikes', rank=None, normalise='energy')",
     "Feature": ("(weight=1.0, on='all', form='simple', stage_weights=True, connector='auto')"),
+    "Semantic": "(weight=10.0, on='last', pool=1, mapping='auto', until=0.5)",
     "Relation": "(weight=10.0, on='last', pool=1, form='cosine', keep_time=False)",
     "Hybrid": (
         "(weight=1.0, on='inner', ce=1.0, kl=1.0, tau=3.0, mapping='auto', sample=False, "
@@ -79,7 +80,8 @@ THINGS: dict[str, object] = {
     "CrossEntropy": CrossEntropy, "Logits": Logits, "Affine": Affine, "Relation": Relation,
     "Hybrid": Hybrid, "UserError": spikelet.UserError, "Feature": spikelet.Feature,
     "StepLogits": spikelet.StepLogits, "StepEnsemble": spikelet.StepEnsemble,
-    "SpikeWindows": spikelet.SpikeWindows, "compare": spikelet.compare,
+    "SpikeWindows": spikelet.SpikeWindows, "Semantic": spikelet.Semantic,
+    "compare": spikelet.compare,
     "quantised": spikelet.quantised, "estimate_norms": estimate_norms,
 }  # fmt: skip
 

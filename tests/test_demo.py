@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import statistics
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from spikelet.demo import run
 from spikelet.errors import UserError
+from spikelet.examine import MEASURES
 from spikelet.recipe import Training
 from spikelet.recipe.methods import DEFAULT_METHOD
 from spikelet.train import Interrupted
@@ -128,12 +130,27 @@ def test_report_tells_findings_and_makings(done: dict[str, Any]) -> None:
         assert sentence in text
     for words in ("spikelet demo --out", "On 1397 test images", "layer1", "torch 2", "T = 8"):
         assert words in text
-    assert text.count("data:image/png") == 20
+    # answers; images with maps of teacher and three students; what each student sees
+    assert text.count("data:image/png") == 20 + 6 * 5 + 3
 
 
-def test_one_seed_claims_no_difference(done: dict[str, Any], tmp_path: Path) -> None:
+def test_report_has_the_chapters_of_the_first_seed(done: dict[str, Any]) -> None:
+    text = (out_of(done) / "report.html").read_text()
+    measured = out_of(done) / "seed0" / DEFAULT_METHOD / "measures"
+    assert {f"{name}.json" for name in MEASURES} <= {each.name for each in measured.iterdir()}
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    for title in ("Energy and accuracy", "Noise", "Spikes, step by step", "Health of the layers"):
+        assert titles.count(title) == 1
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_one_seed_claims_no_difference(
+    done: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
+    monkeypatch.setattr("spikelet.demo.present.close_up", lambda runs, look: [])
     shutil.copytree(out_of(done) / "seed0", tmp_path / "one" / "seed0")
     shutil.copy(out_of(done) / "settings.json", tmp_path / "one")
     single = run(tmp_path / "one", 1, QUIET, **TINY)

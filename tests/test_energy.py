@@ -715,6 +715,22 @@ def test_a_subject_is_examined() -> None:
     )
 
 
+def test_every_network_has_its_accuracy_on_the_counted_images() -> None:
+    net, ordinary = student("residual").float(), network("residual").float()
+    subject = watched(seen("hybrid", net), seen("teacher", ordinary, "ann"))
+    found = {n["network"]: n["accuracy"] for n in examine(subject, quiet)["networks"]}
+    pixels, labels = (torch.cat(parts) for parts in zip(*subject.batches(), strict=True))
+    with torch.no_grad():
+        ways = {
+            "teacher": ordinary.eval()(pixels),
+            "hybrid": bptt(net.eval(), repeat(pixels, STEPS)).mean_logits,
+            "hybrid with 5 levels": quantised(net, repeat(pixels, STEPS)).mean_logits,
+        }
+    for name, logits in ways.items():
+        rightly = [int(z.argmax()) == int(y) for z, y in zip(logits, labels, strict=True)]
+        assert found[name] == pytest.approx(sum(rightly) / len(rightly)), name
+
+
 def test_sentences_say_who_wins_and_who_does_not() -> None:
     counts = operations(student("residual"), repeat(images("residual", 5), STEPS))
     rows = [

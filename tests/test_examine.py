@@ -33,7 +33,7 @@ from spikelet.examine import noise as noise_of_run
 from spikelet.examine import steps as steps_of_run
 from spikelet.examine.exposure import planned, way
 from spikelet.examine.subject import Subject, measured_part, subject
-from spikelet.examine.table import NEED_SPIKES, images_of
+from spikelet.examine.table import NEED_ANOTHER, NEED_SPIKES, images_of
 from spikelet.examine.work import file_of, finite, work
 from spikelet.execute import ann, bptt
 from spikelet.graph import capture
@@ -116,6 +116,8 @@ def test_names_are_sorted_and_taken_once() -> None:
     assert chosen(["noise", "steps", "a.b:c", "noise"]) == ("steps", "noise", "a.b:c")
     assert chosen([]) == tuple(MEASURES)
     assert "health" not in chosen([], spiking=False)
+    assert "saliency" not in chosen([], spiking=False, compared=False)
+    assert set(chosen(["saliency"], spiking=False, compared=False)) == {"saliency"}
 
 
 @pytest.mark.parametrize(("name", "near"), [("stepz", "steps"), ("enrgy", "energy")])
@@ -418,9 +420,10 @@ def test_command_without_names_takes_all_that_suit(
     assert main(["measure", str(runs["teacher"]), "--images", "20", "--json", "--quiet"]) == 0
     out, err = capfd.readouterr()
     content = only_object(out)
-    assert set(content["measures"]) | set(content.get("failed", {})) == set(MEASURES) - set(
-        NEED_SPIKES
-    )
+    assert set(content["measures"]) | set(content.get("failed", {})) == set(MEASURES) - {
+        *NEED_SPIKES,
+        *NEED_ANOTHER,
+    }
     assert {"steps", "noise"} <= set(content["measures"]) and err == ""
     assert content["rows"][0]["method"] == "teacher"
 

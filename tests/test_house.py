@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "spikelet"
 
 LAYERS = (
-    "spike encode recipe errors heap",
-    "neuron norm models data checkpoint vision",
-    "graph trace layout dual anchor slopes kernels windows carry folding unroll",
+    "spike encode recipe errors heap folder processes",
+    "neuron norm models data checkpoint nested vision",
+    "graph trace layout dual anchor slopes kernels windows carry folding unroll shared",
     "rate convert stepwise",
     "execute quantise",
     "terms measure",

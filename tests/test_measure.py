@@ -19,6 +19,7 @@ from spikelet.measure import (
     answers_over_steps,
     correct,
     health,
+    mean_rates,
     paired_interval,
     predictions_over_steps,
     t_quantile,
@@ -145,8 +146,24 @@ def test_health_of_dead_and_saturated_layers() -> None:
         net[2].weight.zero_()
         net[2].bias.fill_(-1.0)
     found = list(health(convert(net, IF()), torch.randn(4, 3), 3).values())
-    assert found[0] == {"rate": 0.5, "dead": 0.5, "saturated": 0.5}
-    assert found[1] == {"rate": 0.0, "dead": 1.0, "saturated": 0.0}
+    assert found[0] == {"rate": 0.5, "dead": 0.5, "saturated": 0.5, "neurons": 2}
+    assert found[1] == {"rate": 0.0, "dead": 1.0, "saturated": 0.0, "neurons": 4}
+
+
+def test_two_mean_rates(student: nn.Module) -> None:
+    """Against the mean of the layers' means, and the mean of all spikes put together."""
+    images = torch.randn(6, 1, 8, 8)
+    paths = [path for path, module in student.named_modules() if isinstance(module, Neuron)]
+    with torch.no_grad():
+        taps = bptt(student.eval(), repeat(images, 4), dict.fromkeys(paths, ("spikes",))).taps
+    spikes = [taps[path].spikes for path in paths]
+    found = mean_rates(health(student, images, 4))
+    by_layer = sum(float(s.mean()) for s in spikes) / len(spikes)  # type: ignore[union-attr]
+    every = torch.cat([s.flatten() for s in spikes])  # type: ignore[union-attr]
+    assert found["rate_by_layer"] == pytest.approx(by_layer, abs=1e-6)
+    assert found["rate_by_neuron"] == pytest.approx(float(every.mean()), abs=1e-6)
+    assert mean_rates({}) == {"rate_by_layer": None, "rate_by_neuron": None}
+    assert mean_rates({"a": {"rate": 0.5}})["rate_by_neuron"] is None
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 30, 1016])

@@ -7,6 +7,7 @@ import io
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 
@@ -16,7 +17,9 @@ import torch
 from spikelet.errors import UserError
 from spikelet.report import Example, at, comparison, hardware, named, page, sentences, verdict
 from spikelet.report.charts import accuracy_chart, dots_chart
+from spikelet.report.findings import signed
 from spikelet.report.page import picture
+from spikelet.report.parts import Section
 from spikelet.report.plots import (
     Cost,
     Line,
@@ -24,6 +27,7 @@ from spikelet.report.plots import (
     lines_chart,
     raster_chart,
     traces_chart,
+    unit_of,
 )
 
 pytest.importorskip("jinja2")
@@ -60,7 +64,7 @@ def text() -> str:
     return full()
 
 
-def full() -> str:
+def full(sections: Sequence[Section] = ()) -> str:
     return page(
         ROWS,
         DIFFERENCES,
@@ -73,6 +77,7 @@ def full() -> str:
         examples={"Some images:": [EXAMPLE]},
         notes={"accuracy": "On 10 images."},
         made={"command": "spikelet demo", "seeds": "5"},
+        sections=sections,
     )
 
 
@@ -302,3 +307,17 @@ def test_one_run_claims_no_difference() -> None:
 
 def test_hardware_is_named() -> None:
     assert re.match(r"\d+ cores of .+, \w+ \w+", hardware())
+
+
+@pytest.mark.parametrize(
+    "value, digits, said", [(-0.001, 2, "0.00"), (0.0, 1, "0.0"), (-0.06, 1, "-0.1"), (2, 0, "+2")]
+)
+def test_nothing_has_no_sign(value: float, digits: int, said: str) -> None:
+    assert signed(value, digits) == said
+
+
+def test_costs_of_several_charts_have_one_unit() -> None:
+    small, large = Cost("snn", {"strict": 9e5}, 0.5, 1), Cost("snn", {"strict": 9e6}, 0.5, 1)
+    unit = unit_of([small, large])
+    assert unit == ("µJ", 1e6)
+    assert all("µJ per image" in texts(costs_chart("c", [each], unit)) for each in (small, large))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -30,13 +31,17 @@ from spikelet.cli.report import beside
 from spikelet.errors import UserError
 from spikelet.examine import MEASURES
 from spikelet.examine.subject import subject
+from spikelet.examine.work import left_out, work
 from spikelet.measure.saliency import input_gradients
 from spikelet.neuron import per_channel, scan
 from spikelet.recipe import METHODS, Recipe, default_recipe
 from spikelet.report.page import picture
+from spikelet.report.parts import Section
+from spikelet.story.cast import Chapter, cast_of
 from spikelet.story.live import _coloured, firing
 from spikelet.story.made import wrapped
 from spikelet.story.told import Told, called, colours, read, sources
+from spikelet.story.write import ranked
 from spikelet.train import load, read_recipe
 from test_report import Reader
 
@@ -211,16 +216,32 @@ def test_noise_is_what_was_measured(text: str, found: dict[str, Any]) -> None:
 
 def test_energy_is_what_was_measured(text: str, found: dict[str, Any]) -> None:
     tables, energy = Tables(text), found["energy"]
+    (head,) = (row[0] for row in tables.rows if row and row[0].endswith("per image, fp32"))
+    size = {"pJ": 1.0, "nJ": 1e3, "µJ": 1e6, "mJ": 1e9}[head.split()[0]]  # one unit for all
+    known = {each["network"]: each["accuracy"] for each in energy["networks"]}
     for row in energy["energy"]:
-        if row["precision"] == "fp32":
-            cells = tables.row(f"{row['network']}, {row['assumption']}")[1:]
+        if row["precision"] == "fp32" and row["assumption"] != "recomputed":
+            share, *cells = tables.row(f"{row['network']}, {row['assumption']}", head=head)[1:]
+            assert share == f"{100 * known[row['network']]:.1f}"
             for cell, value in zip(cells, row["sums"].values(), strict=True):
-                size = {"nJ": 1e3, "µJ": 1e6, "mJ": 1e9}[cell.split()[1]]
-                assert float(cell.split()[0]) == pytest.approx(value / size, rel=6e-3)
+                assert float(cell) == pytest.approx(value / size, rel=6e-3, abs=1e-9)
     words = " ".join(Reader(text).words).replace("\N{NO-BREAK SPACE}", " ")
-    assert all(sentence in words for sentence in energy["sentences"])
-    strict = [r for r in energy["against"] if r["rival"] == "teacher (dense)"]
-    assert f"teacher (dense) in {sum(r['wins'] for r in strict)} of {len(strict)} ways" in words
+    for rival in dict.fromkeys(row["rival"] for row in energy["against"]):
+        rows = [r for r in energy["against"] if r["rival"] == rival]
+        main = next(
+            row
+            for row in rows
+            if (row["assumption"], row["precision"], row["accounting"])
+            == ("strict", "fp32", "arithmetic")
+        )
+        less = "less" if main["student"] < main["other"] else "more"
+        assert f"hybrid needs {less} energy than {rival} by all arithmetic" in words
+        count = sum(r["student"] < r["other"] for r in rows)
+        assert f"It needs less in {count} of {len(rows)} ways to count." in words
+    assert " uJ" not in words and "accountings" not in words
+    assert {f"costs-0-{n}" for n in range(4)} <= set(re.findall(r"costs-0-\d", text))
+    axes = re.findall(r">(\S+) per image</text>", text)
+    assert len(axes) == 4 and set(axes) == {head.split()[0]}
     layers = energy["networks"][0]["layers"]
     cells = tables.row(layers[1]["path"], layers[1]["kind"], layers[1]["input"])
     assert cells[3:5] == [f"{layers[1]['dense']:,.0f}", f"{layers[1]['arrivals']:,.0f}"]
@@ -325,6 +346,79 @@ def main_report(*words: Path | str) -> int:
 
 
 # ---- what is missing ----------------------------------------------------------------------
+
+
+def test_only_few_findings_are_in_sight(text: str) -> None:
+    shown = re.search(r"What it shows</h2>(.*?)</section>", text, re.S)
+    assert shown is not None
+    seen, _, folded = shown[1].partition("<details>")
+    assert seen.count("<li>") == 6 and "its teacher" in seen
+    assert f"<summary>{folded.count('<li>')} more</summary>" in folded
+
+
+def test_first_of_each_chapter_is_told_first() -> None:
+    empty = Section("", "", [])
+    told = [Chapter(empty, ["a1", "a2", "a3"]), Chapter(empty), Chapter(empty, ["b1", "b2"])]
+    assert ranked(told) == ["a1", "b1", "a2", "b2", "a3"]
+
+
+def test_networks_with_levels_have_a_colour_of_their_own(runs: dict[str, Path]) -> None:
+    cast = cast_of(read([runs["hybrid"], runs["none"]]))
+    named = ("hybrid", "none", "convert", "hybrid with 3 levels")
+    assert len({cast.colour(name) for name in named}) == 4
+
+
+def test_what_does_not_suit_is_not_asked_for(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Saliency of an ANN alone by what it is; what a measure refused by what that left."""
+    text = told_by(runs["teacher"], tmp_path)
+    line = " ".join(Reader(dict(sections(text))["Not measured yet"]).words)
+    assert "noise" in line and "saliency" not in line and "evenness" not in line
+    run = shutil.copytree(runs["none"], tmp_path / "run")
+    loaded = load(run)
+    few = subject(loaded, loaded.dataset()).cut(20)
+
+    def telling(name: str) -> Any:
+        return contextlib.nullcontext(lambda done, total, words: None)
+
+    def refused(*_: object) -> dict[str, Any]:
+        raise UserError("measure noise", "<b>no", "leave it")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spikelet.examine.noise.examine", refused)
+        assert set(work(few, ["noise"], None, telling)[1]) == {"noise"}
+    text = told_by(run, tmp_path)
+    line = " ".join(Reader(dict(sections(text))["Not measured yet"]).words)
+    assert "noise of none was left out: `measure noise`: <b>no; leave it." in line
+    assert "noise" not in line[line.index("spikelet measure") :]
+    assert set(work(few, ["energy"], None, telling)[0]) == {"energy"}
+    assert set(left_out(run)) == {"noise"}
+
+
+def told_by(run: Path, folder: Path) -> str:
+    """The page of a run from what is stored."""
+    out = folder / "page.html"
+    assert quiet("report", str(run), "--stored", "--out", str(out)) == 0
+    return out.read_text(encoding="utf-8")
+
+
+def test_a_measure_of_few_images_is_marked(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs["none"], tmp_path / "run")
+    assert quiet("measure", str(run), "steps", "--images", "20") == 0
+    stored = json.loads((run / "measures" / "steps.json").read_text())
+    assert {row["images"] for row in stored["rows"]} == {20}
+    assert (stored["settings"]["images"], stored["settings"]["of"]) == (20, 100)
+    text = told_by(run, tmp_path)
+    assert "on the first 20 of 100 test images" in text
+    whole = json.loads((run / "results.json").read_text())["rows"][-1]["accuracy"]
+    assert Tables(text).row("none", head="accuracy, %")[-1] == f"{100 * whole:.1f}"
+
+
+def test_page_of_a_teacher_has_its_training_and_its_line(runs: dict[str, Path]) -> None:
+    """`teach` wrote it."""
+    text = (runs["teacher"] / "report.html").read_text()
+    assert {"Accuracy", "Training", "How it was made"} <= set(Tables(text).titles)
+    words = " ".join(Reader(text).words)
+    assert "spikelet teach" in words and "small-cnn of width 4" in words
 
 
 def test_distill_leaves_a_page_that_names_what_is_missing(runs: dict[str, Path]) -> None:

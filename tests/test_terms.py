@@ -18,7 +18,7 @@ from spikelet.errors import UserError
 from spikelet.execute import ann, bptt, rate
 from spikelet.graph import capture
 from spikelet.neuron import IF
-from spikelet.terms import Affine, CrossEntropy, Feature, Hybrid, Logits, Relation, Term
+from spikelet.terms import Affine, CrossEntropy, Feature, Hybrid, Logits, Relation, Semantic, Term
 from spikelet.terms.steps import SpikeWindows, StepEnsemble, StepLogits
 
 TERMS: dict[str, Term] = {
@@ -42,6 +42,8 @@ TERMS: dict[str, Term] = {
     "feature, last": Feature(on="last", connector="conv-norm"),
     "feature, strict": Feature(form="strict", on=["layer1", "layer3"]),
     "feature, strict, plain": Feature(form="strict", stage_weights=False, connector="conv"),
+    "semantic": Semantic(until=1.0),
+    "semantic, all": Semantic(on="all", pool=2, mapping="conv", until=0.7),
     "hybrid": Hybrid(),
     "hybrid, sampled": Hybrid(sample=True),
     "hybrid, convolution": Hybrid(on=["layer1", "layer3"], mapping="conv"),
@@ -59,7 +61,8 @@ PER_STEP: dict[str, Term] = {
     "spike windows": SpikeWindows(),
     "spike windows, softmax": SpikeWindows(on="last", window=1, compare="softmax"),
 }
-ZERO = [n for n in TERMS if n.startswith(("logits", "affine", "relation", "feature", "hybrid"))]
+NAMES = ("logits", "affine", "relation", "feature", "semantic", "hybrid")
+ZERO = [name for name in TERMS if name.startswith(NAMES)]
 ZERO = [name for name in ZERO if "strict" not in name]  # compares means with pre-activations
 LABELS = torch.tensor([0, 1, 2, 0])
 
@@ -175,7 +178,7 @@ def test_terms_are_frozen_values(name: str) -> None:
     assert copy.deepcopy(term) == term
     assert dataclasses.replace(term) == term
     assert type(term).__doc__
-    assert term.coupled == isinstance(term, Relation)
+    assert term.coupled == isinstance(term, (Relation, Semantic))
     assert term.taught != isinstance(term, (CrossEntropy, StepEnsemble))
     assert (term.time == "steps") == (name in PER_STEP)
 

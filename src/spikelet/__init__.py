@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from spikelet.terms import Hybrid as Hybrid
     from spikelet.terms import Logits as Logits
     from spikelet.terms import Relation as Relation
+    from spikelet.terms import Semantic as Semantic
     from spikelet.terms import SpikeWindows as SpikeWindows
     from spikelet.terms import StepEnsemble as StepEnsemble
     from spikelet.terms import StepLogits as StepLogits
@@ -66,6 +67,7 @@ _PUBLIC = {
     "Logits": "spikelet.terms:Logits",
     "Affine": "spikelet.terms:Affine",
     "Relation": "spikelet.terms:Relation",
+    "Semantic": "spikelet.terms:Semantic",
     "Hybrid": "spikelet.terms:Hybrid",
     "Feature": "spikelet.terms:Feature",
     "StepLogits": "spikelet.terms:StepLogits",

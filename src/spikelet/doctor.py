@@ -31,6 +31,8 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "jinja2": ("the report", "pip install 'spikelet[report]'"),
     "matplotlib": ("the report", "pip install 'spikelet[report]'"),
     "tensorboard": ("--training.tensorboard", "pip install 'spikelet[tensorboard]'"),
+    "lz4": ("event recordings in AEDAT 4", "pip install 'spikelet[events]'"),
+    "zstandard": ("event recordings in AEDAT 4", "pip install 'spikelet[events]'"),
     "onnx": ("export", "pip install 'spikelet[export]'"),
     "onnxruntime": ("export", "pip install 'spikelet[export]'"),
     "nir": ("export", "pip install 'spikelet[export]'"),

@@ -37,7 +37,7 @@ from spikelet.rate import (
     spike,
 )
 from spikelet.stepwise import step_by_step
-from spikelet.trace import Tap, Taps, Trace, fields_of
+from spikelet.trace import Tap, Taps, Trace, fields_of, require_time
 from spikelet.unroll import mean_over, unrolled, usable
 
 Time = Literal["mean", "windows", "steps"]
@@ -76,6 +76,7 @@ def ann(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
         with _outputs(net, asked) as outputs:
             logits = net(image)
         return Trace(logits.unsqueeze(0), {path: Tap(outputs[path]) for path in asked})
+    require_time(net, x)
     wanted, found = wanted_taps(net, asked), {}
 
     def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
@@ -105,6 +106,7 @@ def bptt(net: nn.Module, x: Tensor, taps: Taps = (), *, fuse: bool = False) -> T
             same spikes and gradients, in less time.
     """
     net, asked = spiking(net), fields_of(taps)
+    require_time(net, x)
     steps, wanted, found = len(x), wanted_taps(net, asked), {}
 
     def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
@@ -169,6 +171,7 @@ def rate(
             "time" cannot run.
     """
     net, asked = spiking(net), fields_of(taps)
+    require_time(net, x)
     steps, wanted, found = len(x), wanted_taps(net, asked), {}
     if windows < 1 or steps % windows:
         raise UserError(

@@ -11,7 +11,7 @@ from spikelet.errors import UserError
 from spikelet.execute import answer, spiking, wanted_taps
 from spikelet.graph import walk
 from spikelet.neuron import Integrator, per_channel
-from spikelet.trace import Tap, Taps, Trace, fields_of
+from spikelet.trace import Tap, Taps, Trace, fields_of, require_time
 
 
 def levels(current: Tensor, theta: Tensor, initial: Tensor, steps: int) -> Tensor:
@@ -38,6 +38,7 @@ def quantised(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
         UserError: if a neuron leaks or resets to a fixed potential.
     """
     net, asked = spiking(net), fields_of(taps)
+    require_time(net, x)
     steps, wanted, found = len(x), wanted_taps(net, asked), {}
 
     def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:

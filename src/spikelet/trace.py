@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from spikelet.errors import UserError
 
 FIELDS = ("mean", "spikes", "current", "potential")
 Taps = Mapping[str, tuple[str, ...]] | Iterable[str]
+BATCH_AXES = {nn.Conv2d: 4, nn.BatchNorm2d: 4, nn.MaxPool2d: 4, nn.AvgPool2d: 4, nn.Conv1d: 3}
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,30 @@ def fields_of(taps: Taps) -> dict[str, tuple[str, ...]]:
                     f"taps[{path!r}]", f"field {name!r} is not known", f"use {', '.join(FIELDS)}"
                 )
     return asked
+
+
+def require_time(net: fx.GraphModule, x: Tensor) -> None:
+    """Raise unless x has the axis of time that stands before the batch.
+
+    How many axes a batch has is read off the network's first layer, or off the images that it was
+    calibrated on; where neither tells, nothing is refused.
+    """
+    entry = next((node for node in net.graph.nodes if node.op == "placeholder"), None)
+    first = None if entry is None else next(iter(entry.users), None)
+    module = _called(net, first)
+    example = net.meta.get("example")
+    known = None if example is None or example.dim() > 4 else example.dim()  # not frames over time
+    axes = BATCH_AXES.get(type(module), known)
+    if axes is not None and x.dim() != axes + 1:
+        shown = "T B C H W" if axes == 4 else f"time, then the {axes} axes of a batch"
+        raise UserError(
+            f"x {tuple(x.shape)}",
+            f"expected time first: {shown}; it has {x.dim()} axes instead of {axes + 1}",
+            "give spikelet.repeat(images, steps=4), or images.unsqueeze(0) for one step",
+        )
+
+
+def _called(net: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
+    if node is None or node.op != "call_module":
+        return None
+    return net.get_submodule(str(node.target))

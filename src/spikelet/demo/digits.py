@@ -18,6 +18,7 @@ from spikelet.convert import convert
 from spikelet.data import Batches, Dataset, normalise
 from spikelet.demo.outcome import (
     BATCH,
+    CLOSER,
     MEASURED,
     METHODS,
     THREADS,
@@ -29,6 +30,9 @@ from spikelet.demo.outcome import (
 )
 from spikelet.demo.present import line, show, write
 from spikelet.errors import UserError, unknown
+from spikelet.examine import MEASURES, Tell
+from spikelet.examine.subject import subject
+from spikelet.examine.work import file_of, work
 from spikelet.measure import accuracy, accuracy_over_steps, health
 from spikelet.neuron import IF
 from spikelet.recipe import Recipe
@@ -72,12 +76,35 @@ def run(
                 console.print(line(outcomes[-1], seeds), highlight=False, soft_wrap=True)
     except Interrupted as stop:
         raise Interrupted(command, stop.code) from stop
+    with console.status("looking closer at seed 0"):
+        _look_closer(outcomes[0], settings)
     result = result_of(out, outcomes, settings)
     result["seconds"] = round(time.monotonic() - began, 1)
     result["reused"] = reused
     write(out, result, outcomes, settings, command)
     show(console, result)
     return result
+
+
+def _look_closer(outcome: Outcome, settings: Settings) -> None:
+    """Every measure of the default method's run beside the plain student's, if not there yet.
+
+    Few images keep it short; what fails is missing on the page.
+    """
+    run, plain = outcome.runs[DEFAULT_METHOD], str(outcome.runs["none"])
+    left = [name for name in MEASURES if not file_of(run, name).exists()]
+    if not left:
+        return
+    dataset = load_digits(outcome.seed, settings)
+    mine = subject(load(run), dataset, [plain], over=MEASURED)
+    for names, images in ((["steps"], None), ([n for n in left if n != "steps"], CLOSER)):
+        work(mine, [name for name in names if name in left], images, _silent)
+
+
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[Tell]:
+    """Takes the progress of a measure and tells nobody."""
+    yield lambda done, total, words: None
 
 
 def _settings(seeds: int, overrides: Mapping[str, Any]) -> Settings:

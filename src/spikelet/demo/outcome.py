@@ -18,6 +18,7 @@ CONTROLS = ("none", "convert", "teacher")
 MEASURED = (1, 2, 4, 8)
 THREADS = 1  # the networks are small: more threads only wait for each other
 BATCH = 500
+CLOSER = 100  # test images of each measure of the first seed
 
 
 # Chosen by accuracy on the held-out images alone (mean of ten seeds and of T = 1, 2, 4, 8), never

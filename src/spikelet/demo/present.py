@@ -28,6 +28,8 @@ from spikelet.recipe import Training
 from spikelet.recipe.methods import DEFAULT_METHOD
 from spikelet.report import Example, hardware, page
 from spikelet.report.findings import listed
+from spikelet.report.parts import Section
+from spikelet.story import close_up
 from spikelet.train import env, write_json
 from spikelet.train.load import load
 
@@ -66,8 +68,19 @@ def write(
         examples=_examples(outcomes[0], dataset),
         notes=_notes(dataset, outcomes, settings),
         made=_made(result, dataset, settings, command),
+        sections=_closer(outcomes[0]),
     )
     (out / "report.html").write_text(text, encoding="utf-8")
+
+
+def _closer(outcome: Outcome) -> list[Section]:
+    """The chapters about the runs of the first seed."""
+    runs = [outcome.runs[name] for name in ("teacher", *METHODS)]
+    look = (
+        f"The runs of seed {outcome.seed} alone, out of those above. Each has a page of its own "
+        "after `spikelet report RUN`, with its recipe and the line that makes it again."
+    )
+    return close_up(runs, look=look)
 
 
 def _epochs(outcomes: Sequence[Outcome], method: str) -> list[list[dict[str, Any]]]:

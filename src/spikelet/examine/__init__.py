@@ -3,6 +3,6 @@
 A measure of your own is named by its import path, `package.module:function`.
 """
 
-from spikelet.examine.table import IMAGES, MEASURES, Tell, chosen
+from spikelet.examine.table import IMAGES, MEASURES, Tell, chosen, suits
 
-__all__ = ["IMAGES", "MEASURES", "Tell", "chosen"]
+__all__ = ["IMAGES", "MEASURES", "Tell", "chosen", "suits"]

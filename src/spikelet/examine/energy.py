@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from spikelet.errors import UserError
@@ -27,6 +28,7 @@ from spikelet.measure.energy import (
 from spikelet.measure.operations import operations
 from spikelet.measure.traffic import traffic
 from spikelet.neuron import Neuron
+from spikelet.quantise import quantised
 from spikelet.train.run import read_recipe
 
 BATCH = 100
@@ -55,13 +57,14 @@ LEVELS = "with {} levels"
 def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
     """Operation counts and energy of the student beside its rivals, means per image.
 
-    - `networks`: per network `layers`, `neurons`, `additions` (counts), `total`, `traffic` (bits).
+    - `networks`: per network `layers`, `neurons`, `additions` (counts), `total`, `traffic` (bits),
+      `accuracy` on the same images, and of a spiking one its mean firing rate by neuron.
     - `energy`: a row for each network, assumption and precision, by part and by accounting.
     - of a spiking student also `definitions`, the same run as other tools count it; `against`, a
       row for each assumption, rival, precision and accounting; `sentences`, one for each rival.
     - `constants`, `precisions`, `words` (what each name means), `notes` (what is left out).
     """
-    found, notes = _counted(subject, tell)
+    found, right, notes = _counted(subject, tell)
     tell(1, 1, "energy")
     mine = next((c for name, _, c in found if name == subject.student.name), found[-1][2])
     report = {
@@ -69,7 +72,10 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
         "unit": "picojoules per image",
         "images": len(mine.layers[0].arrivals) if mine.layers else 0,
         "steps": subject.steps,
-        "networks": [_network(name, counts, subject.steps) for name, _, counts in found],
+        "networks": [
+            {**_network(name, counts, subject.steps), "accuracy": right[name]}
+            for name, _, counts in found
+        ],
         "energy": [
             _energy_row(name, energy) for name, _, c in found for energy in _costs(c, subject.steps)
         ],
@@ -88,9 +94,15 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
     }
 
 
-def _counted(subject: Subject, tell: Tell) -> tuple[list[Costed], list[str]]:
-    """Every network of a subject as it is, and the student as the ANN with T + 1 levels."""
+def _counted(
+    subject: Subject, tell: Tell
+) -> tuple[list[Costed], dict[str, float], list[str]]:
+    """Every network of a subject as it is, and the student as the ANN with T + 1 levels.
+
+    With them the accuracy of each, and notes about what is left out.
+    """
     found: list[Costed] = []
+    right: dict[str, float] = {}
     notes: list[str] = []
     todo: list[tuple[str, Seen, Way]] = [
         (seen.name, seen, way(seen)) for seen in subject.networks
@@ -105,7 +117,7 @@ def _counted(subject: Subject, tell: Tell) -> tuple[list[Costed], list[str]]:
             tell(number * images + done, len(todo) * images, f"operations of {name}")
 
         try:
-            counts = _counts(subject, seen, how, told)
+            counts, right[name] = _counts(subject, seen, how, told)
         except UserError as error:
             notes.append(f"{name} is left out: {error}")
             continue
@@ -114,7 +126,7 @@ def _counted(subject: Subject, tell: Tell) -> tuple[list[Costed], list[str]]:
         found.append((name, how, counts))
     if not found:
         raise UserError("measure energy", "; ".join(notes), "leave this measure out")
-    return found, notes
+    return found, right, notes
 
 
 def way(seen: Seen) -> Way:
@@ -124,15 +136,26 @@ def way(seen: Seen) -> Way:
     return "quantised" if any(isinstance(m, Neuron) for m in seen.net.modules()) else "ann"
 
 
-def _counts(subject: Subject, seen: Seen, how: Way, told: Callable[[int], None]) -> Counts:
-    """The counts of one network on all images of a subject."""
-    parts, done = [], 0
+def _counts(
+    subject: Subject, seen: Seen, how: Way, told: Callable[[int], None]
+) -> tuple[Counts, float]:
+    """The counts of one network on all images of a subject, and its accuracy on them."""
+    parts, done, hits = [], 0, 0
     shown = _shown(subject, seen)
-    for images, _ in subject.batches(BATCH):
+    for images, labels in subject.batches(BATCH):
         told(done)
-        parts.append(operations(seen.net, seen.encode(images, subject.steps), how, shown))
+        x = seen.encode(images, subject.steps)
+        parts.append(operations(seen.net, x, how, shown))
+        hits += int((_answer(seen, how, images, x).argmax(1) == labels).sum())
         done += len(images)
-    return joined(parts)
+    return joined(parts), hits / max(done, 1)
+
+
+@torch.no_grad()
+def _answer(seen: Seen, how: Way, images: Tensor, x: Tensor) -> Tensor:
+    """Logits "B K" of a network, or of a spiking one with its neurons as levels."""
+    levels = how == "quantised" and seen.spiking
+    return quantised(seen.net, x).mean_logits if levels else seen.answer(images)
 
 
 def _shown(subject: Subject, seen: Seen) -> Literal["image", "spikes"]:
@@ -191,8 +214,9 @@ def _sentence(rows: Sequence[Against]) -> str:
     return (
         f"By operation counts the spiking network {verb} {main.rival}: {_joules(main.student)} "
         f"against {_joules(main.other)} per image (fp32, all arithmetic, strict; {main.why}, "
-        f"measured {main.rate:.3f}); with memory traffic it {still} ({_joules(moved.student)} "
-        f"against {_joules(moved.other)}); it costs less in {won} of {len(rows)} accountings."
+        f"measured {main.rate:.3f} by neuron); with memory traffic it {still} "
+        f"({_joules(moved.student)} against {_joules(moved.other)}); it costs less in "
+        f"{won} of {len(rows)} ways to count."
     )
 
 
@@ -200,7 +224,7 @@ def _joules(picojoules: float) -> str:
     """An energy in nanojoules or microjoules."""
     if picojoules < 1e6:
         return f"{picojoules / 1e3:.3g} nJ"
-    return f"{picojoules / 1e6:.4g} uJ"
+    return f"{picojoules / 1e6:.4g} µJ"
 
 
 def _network(name: str, counts: Counts, steps: int) -> dict[str, Any]:
@@ -210,6 +234,7 @@ def _network(name: str, counts: Counts, steps: int) -> dict[str, Any]:
         "way": counts.way,
         "steps": counts.steps,
         "rate": counts.rate if counts.way == "spiking" else None,
+        "rate_by_neuron": counts.rate if counts.way == "spiking" else None,
         "layers": [_plain(layer) for layer in counts.layers],
         "neurons": [_plain(cell) for cell in counts.cells],
         "additions": [_plain(each) for each in counts.additions],

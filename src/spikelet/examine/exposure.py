@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from spikelet.examine.natural import natural
 from spikelet.examine.subject import Seen, Subject
 from spikelet.execute import Execute, bptt, rate
-from spikelet.measure.corruptions import KINDS, corrupt, source
+from spikelet.measure.corruptions import corrupt, kinds_of, source
 from spikelet.measure.immunity import Right
 from spikelet.measure.inside import DISTURBANCES, disturbed
 from spikelet.measure.vitals import neuron_count
@@ -139,7 +139,7 @@ def exposures(plan: Plan, clean: Mapping[str, Tensor]) -> dict[str, Exposure]:
         clean: whether each network answers each clean image rightly, as `clean_hits` gives it.
     """
     found: dict[str, Exposure] = {}
-    for kind, noise in KINDS.items():
+    for kind, noise in kinds_of(plan.subject.dataset.unit).items():
         show = functools.partial(_on_images, plan, clean, kind)
         found[kind] = Exposure(IMAGE, noise.unit, noise.levels, noise.drawn, show)
     for kind, (unit, images) in natural(plan.subject, len(plan.subject.dataset.test)).items():
@@ -153,7 +153,7 @@ def exposures(plan: Plan, clean: Mapping[str, Tensor]) -> dict[str, Exposure]:
 
 def _on_images(plan: Plan, clean: Mapping[str, Tensor], kind: str) -> dict[str, Right]:
     """One kind of noise on the images, the same noise for all networks."""
-    noise = KINDS[kind]
+    noise = kinds_of(plan.subject.dataset.unit)[kind]
     draws = range(DRAWS if noise.drawn else 1)
     hits = [[_corrupted(plan, kind, level, draw) for draw in draws] for level in noise.levels]
     return {
@@ -167,7 +167,7 @@ def _corrupted(plan: Plan, kind: str, level: float, draw: int) -> dict[str, Tens
 
     def change(pixels: Tensor, start: int) -> Tensor:
         key = (plan.subject.seed, kind, level, draw, start)
-        return corrupt(pixels, kind, level, source(*key))
+        return corrupt(pixels, kind, level, source(*key), plan.subject.dataset.unit)
 
     return _hits(plan, plan.drawn(draw), change)
 

@@ -13,6 +13,7 @@ from spikelet.examine.table import Tell
 from spikelet.execute import ann, bptt
 from spikelet.graph import capture, shapes, stages
 from spikelet.measure.accuracy import evaluating
+from spikelet.measure.health import mean_rates
 from spikelet.measure.similarity import linear_cka
 from spikelet.measure.vitals import gradient_norms, neuron_count, vitals
 from spikelet.neuron import Neuron
@@ -27,7 +28,8 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
     """What the student's neurons do, what its weights would learn, how like the teacher's it is.
 
     `layers` by neuron path: `vitals`, and `similarity` {"teacher": tap, "cka": value} where the
-    teacher has such a place. `gradients` by layer with weights: `gradient_norms`. `images` says on
+    teacher has such a place. `rate_by_layer` and `rate_by_neuron`: `mean_rates` of them.
+    `gradients` by layer with weights: `gradient_norms`. `counts` says on
     how many each was taken.
 
     Raises:
@@ -47,7 +49,7 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
     for path, found in similarities(subject, images).items():
         layers[path]["similarity"] = found
     counts = {"layers": len(images), "gradients": len(few)}
-    return {"layers": layers, "gradients": gradients, "counts": counts}
+    return {"layers": layers, **mean_rates(layers), "gradients": gradients, "counts": counts}
 
 
 def fitting(net: fx.GraphModule, images: Tensor, steps: int) -> int:
@@ -101,8 +103,12 @@ def places(net: fx.GraphModule, other: fx.GraphModule, example: Tensor) -> dict[
 def say(found: Mapping[str, Any]) -> list[str]:
     """What was found, in sentences."""
     layers = found["layers"]
-    rates = [layer["rate"] for layer in layers.values()]
-    lines = [f"{len(layers)} layers of neurons fire at {sum(rates) / len(rates):.3f} of the steps"]
+    rates = mean_rates(layers)
+    lines = [
+        f"{len(layers)} layers of neurons; firing rate by layer {rates['rate_by_layer']:.3f}, by "
+        f"neuron {rates['rate_by_neuron']:.3f}: spikes per neuron and time step, each layer, or "
+        "each neuron, counted the same"
+    ]
     for word in ("dead", "saturated"):
         named = [path for path, layer in layers.items() if layer[word] >= UNHEALTHY]
         if named:

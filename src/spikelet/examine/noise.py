@@ -11,6 +11,7 @@ from spikelet.examine.exposure import DRAWS, INSIDE, Exposure, Plan, clean_hits,
 from spikelet.examine.subject import Subject
 from spikelet.examine.table import Tell
 from spikelet.measure.immunity import Right, against, over_kinds, summary
+from spikelet.report.findings import signed
 
 DEFINITIONS = {
     "accuracy": "share of images answered rightly, at each level; level 0 is clean",
@@ -116,5 +117,6 @@ def _kept(kept: Mapping[str, float]) -> str:
         words += "less" if low > 0 else "more"
     return (
         f"{words}: of the images both answer rightly when clean it keeps "
-        f"{100 * kept['mean']:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
+        f"{signed(100 * kept['mean'], 1)} points (95 % interval {signed(low, 1)} to "
+        f"{signed(high, 1)})"
     )

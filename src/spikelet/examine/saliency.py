@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikelet.encode import still
 from spikelet.errors import UserError
 from spikelet.examine.subject import Seen, Subject
 from spikelet.examine.table import Tell
@@ -76,7 +77,7 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
         "examined": looked.examined,
         "reference": first,
         "share": SHARE,
-        "chance": chance(looked.images.shape[2:].numel()),
+        "chance": chance(looked.images.shape[-2:].numel()),
         **_alike(looked.maps, first, subject.student.name),
         "integrated": _alike(looked.integrated, first, subject.student.name),
         **_masked(subject, looked, tell),
@@ -110,7 +111,7 @@ def look(subject: Subject, tell: Tell) -> Looked:
 
 def _mean_colour(subject: Subject) -> Tensor:
     """The mean of the images measured, per channel, normalised: "C 1 1"."""
-    sums = [pixels.mean((2, 3)).sum(0) for pixels, _ in subject.pixels()]
+    sums = [still(pixels).mean((2, 3)).sum(0) for pixels, _ in subject.pixels()]
     mean = torch.stack(sums).sum(0) / len(subject.dataset.test)
     return subject.normalise(mean.view(-1, 1, 1))
 

@@ -46,6 +46,9 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
     found = {
         seen.name: _network(answers[seen.name], seen, labels, guide) for seen in subject.networks
     }
+    if subject.dataset.frames is not None:  # T steps are the whole recording: no run leaves early
+        for each in found.values():
+            each.pop("early_exit", None)
     rows = [{**each, "split": subject.split} for each in [*rows, *_own(subject, found)]]
     return {"rows": rows, "networks": found, "n": len(labels), "knee_within": WITHIN}
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from spikelet.data import Batches, Dataset, Split
-from spikelet.encode import repeat
+from spikelet.encode import repeat, still
 from spikelet.errors import UserError
 from spikelet.execute import Execute, ann, bptt
 from spikelet.measure.accuracy import Encode
 from spikelet.quantise import quantised
 from spikelet.recipe import Recipe
+from spikelet.train.crossed import IMAGES
 from spikelet.train.load import ANN, SNN, Loaded, load, statistics, teacher
 from spikelet.train.prepare import placed
 from spikelet.train.running import encoder, runner, spiking
@@ -138,7 +139,7 @@ def subject(
     see = _Eye(dataset, recipe.steps, device)
     known = dataset.mean, dataset.std
     student = see(loaded, ANN if loaded.kind == ANN else recipe.method, loaded.path, known)
-    guide = None if loaded.kind == ANN else see(teacher(loaded), "teacher", None, known)
+    guide = None if loaded.kind == ANN else _guide(teacher(loaded), see, known)
     taken, others = ["teacher", student.name], []
     for folder in versus:
         other = _same_data(_versus(folder), loaded, dataset, split)
@@ -149,6 +150,11 @@ def subject(
     return Subject(
         loaded, student, guide, tuple(others), dataset, recipe.steps, device, seed, wide, split
     )
+
+
+def _guide(known: Loaded, see: _Eye, statistics: Statistics) -> Seen | None:
+    """A student's teacher; None for one that knows images where the student sees events."""
+    return None if IMAGES in known.description else see(known, "teacher", None, statistics)
 
 
 def _versus(folder: str) -> Loaded:
@@ -214,10 +220,13 @@ class _Eye:
         renewed, run = self._renewed(*known), None if path is None else str(path)
         if loaded.kind == ANN:
 
-            def still(images: Tensor, steps: int) -> Tensor:
-                return repeat(renewed(images), steps)
+            def shown_still(images: Tensor, steps: int) -> Tensor:
+                return repeat(renewed(still(images)), steps)
 
-            return Seen(name, net, False, run, lambda images: net(renewed(images)), ann, still)
+            def told(images: Tensor) -> Tensor:
+                return net(renewed(still(images)))
+
+            return Seen(name, net, False, run, told, ann, shown_still)
         has_spikes = path is None or spiking(recipe)  # a teacher without spikes is an ANN
         execute, exact = (bptt, bptt) if path is None else _ways(recipe)
         encode = encoder(recipe, *known)

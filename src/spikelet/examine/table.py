@@ -18,18 +18,32 @@ MEASURES: Table = {
     "health": "spikelet.examine.health:examine",
     "evenness": "spikelet.examine.evenness:examine",
 }
-NEED_SPIKES = ("health", "evenness")  # left out for a network without spikes, unless asked for
+NEED_SPIKES = ("health", "evenness")
+NEED_ANOTHER = ("saliency",)  # a teacher, or another run to compare with
 IMAGES = 1000  # images that a measure uses by default; `steps` uses all there are
 
 
-def chosen(names: Sequence[str], spiking: bool = True) -> tuple[str, ...]:
+def suits(name: str, spiking: bool, compared: bool) -> bool:
+    """Whether a measure tells anything about a network.
+
+    Args:
+        name: of the table.
+        spiking: whether the network has spikes.
+        compared: whether there is another one beside it, such as its teacher.
+    """
+    return (spiking or name not in NEED_SPIKES) and (compared or name not in NEED_ANOTHER)
+
+
+def chosen(
+    names: Sequence[str], spiking: bool = True, compared: bool = True
+) -> tuple[str, ...]:
     """The measures named, each once, in the order of the table; without names all that suit.
 
     Raises:
         UserError: for a name that is neither known nor an import path, with the nearest ones.
     """
     if not names:
-        return tuple(name for name in MEASURES if spiking or name not in NEED_SPIKES)
+        return tuple(name for name in MEASURES if suits(name, spiking, compared))
     for name in names:
         if name not in MEASURES and ":" not in name:
             raise unknown("measure", name, MEASURES)

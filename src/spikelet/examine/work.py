@@ -14,8 +14,9 @@ from spikelet.examine.subject import Subject
 from spikelet.examine.table import MEASURES, Tell, images_of
 from spikelet.recipe import resolve
 from spikelet.train import write_json
+from spikelet.train.stored import stored_object
 
-FOLDER = "measures"
+FOLDER, LEFT_OUT = "measures", "left-out.json"
 Measure = Callable[[Subject, Tell], dict[str, Any]]
 Telling = Callable[[str], AbstractContextManager[Tell]]
 
@@ -44,13 +45,32 @@ def work(
         try:
             with telling(name) as tell:
                 result = finite(measure(mine, tell))
-            result = {**result, "settings": settings(mine), "date": _today()}
+            whole = len(subject.dataset.test)
+            result = marked(result, len(mine.dataset.test), whole)
+            result = {**result, "settings": settings(mine, whole), "date": _today()}
             stored = {"schema": 1, "measure": name, **result}
             write_json(file_of(subject.loaded.path, name), stored)
             found[name] = result
         except Exception as error:
             failed[name] = error
+    _note_left_out(subject.loaded.path, list(found), failed)
     return found, failed
+
+
+def left_out(run: Path) -> dict[str, str]:
+    """The measures that do not suit a run, each with the sentence why."""
+    file = run / FOLDER / LEFT_OUT
+    stored = stored_object(file, "delete it") if file.exists() else {}
+    return {str(k): str(v) for k, v in (stored.get("left_out") or {}).items()}
+
+
+def _note_left_out(run: Path, found: Sequence[str], failed: Mapping[str, Exception]) -> None:
+    """Notes which measures do not suit a run, so that nobody is sent to measure them again."""
+    before = left_out(run)
+    known = {name: words for name, words in before.items() if name not in found}
+    known |= {name: str(e) for name, e in failed.items() if isinstance(e, UserError)}
+    if known != before:
+        write_json(run / FOLDER / LEFT_OUT, {"schema": 1, "left_out": known})
 
 
 def function(name: str) -> Measure:
@@ -70,10 +90,12 @@ def file_of(run: Path, name: str) -> Path:
     return run / FOLDER / f"{name.replace(':', '.')}.json"
 
 
-def settings(subject: Subject) -> dict[str, Any]:
-    """What a measure was taken with."""
+def settings(subject: Subject, whole: int | None = None) -> dict[str, Any]:
+    """What a measure was taken with; `of` is how many images the whole part has."""
+    images = len(subject.dataset.test)
     return {
-        "images": len(subject.dataset.test),
+        "images": images,
+        "of": images if whole is None else whole,
         "split": subject.split,
         "steps": subject.steps,
         "over": list(subject.over),
@@ -84,6 +106,13 @@ def settings(subject: Subject) -> dict[str, Any]:
         },
         "device": subject.device.type,
     }
+
+
+def marked(found: dict[str, Any], images: int, whole: int) -> dict[str, Any]:
+    """What was found, with `images` in each row where these are not the whole part."""
+    if images == whole or "rows" not in found:
+        return found
+    return {**found, "rows": [{**row, "images": images} for row in found["rows"]]}
 
 
 def finite(value: Any) -> Any:

@@ -22,7 +22,7 @@ from spikelet.measure.definitions import definitions
 from spikelet.measure.early import early_exit
 from spikelet.measure.energy import of_ann, of_quantised, of_student
 from spikelet.measure.evenness import evenness
-from spikelet.measure.health import health
+from spikelet.measure.health import health, mean_rates
 from spikelet.measure.inside import disturbed
 from spikelet.measure.interval import paired_interval, t_quantile
 from spikelet.measure.operations import operations
@@ -49,6 +49,7 @@ __all__ = [
     "integrated_gradients",
     "knee",
     "linear_cka",
+    "mean_rates",
     "negative_log_likelihood",
     "of_ann",
     "of_quantised",

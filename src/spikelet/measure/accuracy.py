@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikelet.encode import repeat
+from spikelet.encode import FRAMES, repeat, still
 from spikelet.errors import UserError
 from spikelet.execute import Execute, bptt
+from spikelet.processes import total
 
 Batch = tuple[Tensor, Tensor]
 Encode = Callable[[Tensor, int], Tensor]
@@ -42,7 +43,8 @@ def answers_over_steps(
     `images` are normalised, "B C H W"; `encode` makes (images, T) the input "T B ...", by default
     shown unchanged at every step. `execute` runs the
     network: any way over time gives the same answers, `partial(rate, fuse=True)` the fastest.
-    One that has no time, as `quantised`, runs once for each number of steps.
+    One that has no time, as `quantised`, runs once for each number of steps; so does any for frames
+    "B F C H W", which are the whole recording however many steps show them.
 
     Raises:
         UserError: if `steps` is empty or below 1, or the network has no neurons.
@@ -53,7 +55,7 @@ def answers_over_steps(
             f"steps = {list(steps)}", "expected whole numbers of at least 1", "try 1 2 4"
         )
     with evaluating(net):
-        if not getattr(execute, "unrolled", True):
+        if not getattr(execute, "unrolled", True) or images.ndim == FRAMES:
             return {t: execute(net, encode(images, t)).mean_logits.float() for t in wanted}
         total = execute(net, encode(images, wanted[-1])).logits.float().cumsum(0)
     return {t: total[t - 1] / t for t in wanted}
@@ -92,7 +94,10 @@ def accuracy_over_steps(
     execute: Execute = bptt,
     encode: Encode = repeat,
 ) -> dict[int, float]:
-    """Accuracy, 0 to 1, after each number of steps; arguments as `predictions_over_steps`."""
+    """Accuracy, 0 to 1, after each number of steps; arguments as `predictions_over_steps`.
+
+    Where several processes train together each gives images of its own: it is that of all.
+    """
     hits = predictions_over_steps(net, batches, steps, execute, encode)
     return {t: _share(each) for t, each in hits.items()}
 
@@ -100,11 +105,12 @@ def accuracy_over_steps(
 def correct(net: nn.Module, batches: Iterable[Batch]) -> Tensor:
     """Whether an ANN answers each image correctly: bool "N" on the CPU."""
     with evaluating(net):
-        return _joined([net(images).argmax(1) == labels for images, labels in _once(batches)])
+        hits = (net(still(images)).argmax(1) == labels for images, labels in _once(batches))
+        return _joined(list(hits))
 
 
 def accuracy(net: nn.Module, batches: Iterable[Batch]) -> float:
-    """Accuracy of an ANN, 0 to 1."""
+    """Accuracy of an ANN, 0 to 1; of several processes together, over the images of all."""
     return _share(correct(net, batches))
 
 
@@ -120,4 +126,5 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _share(hits: Tensor) -> float:
-    return float(hits.double().mean())
+    right, count = total(float(hits.sum()), len(hits))
+    return right / count

@@ -1,9 +1,13 @@
-"""Noise on images, in kinds and levels: what a network trained on clean images is shown.
+"""Noise on images and on events, in kinds and levels: what a network trained without is shown.
 
 It acts on the image before normalisation, between 0 and 1, and is clipped there again. Level 0 is
 the image itself. The distillation paper that reports noise immunity (KDSNN, Xu et al., CVPR 2023)
 does not give its kinds and levels: these are ours. Poisson, blur, brightness, contrast and haze
 are in the manner of Hendrycks and Dietterich (ICLR 2019).
+
+Noise on events acts on their frames: a value is a number of events, of which some are lost, moved,
+or added. As frames are counts, that is the same as with the events themselves, but for frames that
+hold equally many events, whose bounds would move, and for pixels that reached white.
 """
 
 from __future__ import annotations
@@ -117,25 +121,97 @@ KINDS: Mapping[str, Corruption] = {
 }
 
 
-def corrupt(pixels: Tensor, kind: str, level: float, generator: Generator) -> Tensor:
+def _lost(events: Tensor, level: float, generator: Generator) -> Tensor:
+    """Each of so many events is lost with probability p; the level is p."""
+    return _binomial(events, 1 - level, generator)
+
+
+def _jittered(events: Tensor, level: float, generator: Generator) -> Tensor:
+    """Each event moves with probability p to one of the eight pixels around; the level is p.
+
+    Those that leave the sensor are lost.
+    """
+    around = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+    left = _binomial(events, level, generator)
+    found, (height, width) = events - left, events.shape[-2:]
+    for number, (dy, dx) in enumerate(around):
+        moved = _binomial(left, 1 / (len(around) - number), generator)
+        left = left - moved
+        wide = F.pad(moved, (1, 1, 1, 1))
+        found = found + wide[..., 1 - dy : 1 - dy + height, 1 - dx : 1 - dx + width]
+    return found
+
+
+def _late(events: Tensor, level: float, generator: Generator) -> Tensor:
+    """Each event moves with probability p to the frame before or after; the level is p.
+
+    At the ends of the recording it stays.
+    """
+    left = _binomial(events, level, generator)
+    later = _binomial(left, 0.5, generator)
+    earlier, found = left - later, events - left
+    ahead = torch.cat([torch.zeros_like(later[:, :1]), later[:, :-1]], 1)
+    ahead[:, -1] += later[:, -1]
+    back = torch.cat([earlier[:, 1:], torch.zeros_like(earlier[:, :1])], 1)
+    back[:, 0] += earlier[:, 0]
+    return found + ahead + back
+
+
+def _hot(events: Tensor, level: float, generator: Generator) -> Tensor:
+    """Each pixel is hot with probability p and sends as many events as the busiest one, all the
+    time and of both polarities; the level is p.
+    """
+    drawn = _drawn(torch.rand, events[:, :1, :1], generator)
+    most = events.flatten(1).amax(1).reshape(-1, 1, 1, 1, 1)
+    return torch.where(drawn < level, most.expand_as(events), events)
+
+
+def _binomial(events: Tensor, chance: float, generator: Generator) -> Tensor:
+    """How many of so many events something happens to; drawn on the generator's device."""
+    count = events.to(generator.device)
+    return torch.binomial(count, torch.full_like(count, chance), generator).to(events)
+
+
+EVENT_KINDS: Mapping[str, Corruption] = {
+    "event-drop": Corruption(_lost, (0.1, 0.3, 0.5), "share of events"),
+    "event-jitter": Corruption(_jittered, (0.1, 0.3, 0.5), "share of events, one pixel away"),
+    "event-delay": Corruption(_late, (0.1, 0.3, 0.5), "share of events, one frame away"),
+    "hot-pixels": Corruption(_hot, (0.005, 0.02, 0.05), "share of pixels"),
+}
+
+
+def kinds_of(unit: int | None) -> Mapping[str, Corruption]:
+    """The kinds of noise for images, or for frames whose events add `unit` levels each."""
+    return KINDS if unit is None else EVENT_KINDS
+
+
+def corrupt(
+    pixels: Tensor, kind: str, level: float, generator: Generator, unit: int | None = None
+) -> Tensor:
     """Images "B C H W" between 0 and 1 under one kind of noise, between 0 and 1 again.
 
     Args:
-        pixels: the images, not normalised.
-        kind: of `KINDS`.
+        pixels: the images, not normalised; or frames "B T C H W".
+        kind: of `KINDS`; of `EVENT_KINDS` for frames.
         level: how strong, in the unit of its kind; 0 gives the images themselves.
         generator: what is drawn from it does not depend on the device of the images.
+        unit: of frames, how many of 255 levels one event adds.
 
     Raises:
         UserError: for an unknown kind, with the nearest ones, or a level below 0.
     """
-    if kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
+    kinds = kinds_of(unit)
+    if kind not in kinds:
+        raise unknown("kind", kind, kinds)
     if level < 0:
         raise UserError(f"level = {level}", "expected 0 or more", "raise it")
     if level == 0:
         return pixels
-    return KINDS[kind].change(pixels, level, generator).clamp(0, 1)
+    if unit is None:
+        return kinds[kind].change(pixels, level, generator).clamp(0, 1)
+    events = (pixels * (255 / unit)).round()
+    changed = kinds[kind].change(events, level, generator)
+    return (changed * unit / 255).clamp(max=1)
 
 
 def source(*key: object, device: torch.device | str = "cpu") -> Generator:

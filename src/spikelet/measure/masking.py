@@ -84,7 +84,8 @@ def curves(
         known: what `ends` found for the same images.
         shares: how many of them, from 0 to 1, in ascending order.
     """
-    places = order.argsort(1).reshape(len(images), 1, *images.shape[2:])
+    within = [1] * (images.ndim - 3)  # all channels, and all frames, of a pixel together
+    places = order.argsort(1).reshape(len(images), *within, *images.shape[-2:])
     last = len(shares) - 1
     found: dict[Kind, list[Tensor]] = {"deletion": [], "insertion": []}
     with torch.no_grad():
@@ -113,6 +114,6 @@ def _curve(told: Sequence[Tensor], known: Ends, shares: Sequence[float]) -> Curv
 
 def random_order(images: Tensor, generator: torch.Generator) -> Tensor:
     """The pixels of each image in an order of its own that means nothing: "B P"."""
-    pixels = images.shape[2] * images.shape[3]
+    pixels = images.shape[-2] * images.shape[-1]
     drawn = torch.rand(len(images), pixels, generator=generator)
     return drawn.argsort(1).to(images.device)

@@ -24,7 +24,8 @@ POINTS = 16  # of the integral in integrated gradients
 def input_gradients(answer: Answer, images: Tensor, classes: Tensor) -> Tensor:
     """|d z_y / d x| summed over channels: maps "B H W" of images "B C H W" (Simonyan et al., 2014).
 
-    For a spiking network z is the mean logit over time, and the derivative that of its surrogate.
+    Of frames "B T C H W" it is summed over them as well. For a spiking network z is the mean logit
+    over time, and the derivative that of its surrogate.
 
     Args:
         answer: images to logits "B K", one image apart from the other.
@@ -34,7 +35,7 @@ def input_gradients(answer: Answer, images: Tensor, classes: Tensor) -> Tensor:
     Raises:
         UserError: if the answer has no derivative by the image, as with an encoder that draws.
     """
-    return _gradient(answer, images, classes).abs().sum(1)
+    return _gradient(answer, images, classes).abs().flatten(1, -3).sum(1)
 
 
 def integrated_gradients(
@@ -55,7 +56,7 @@ def integrated_gradients(
     for point in range(points):
         share = (point + 0.5) / points
         total += _gradient(answer, baseline + share * way, classes)
-    return (way * total / points).sum(1).abs()
+    return (way * total / points).flatten(1, -3).sum(1).abs()
 
 
 def _gradient(answer: Answer, images: Tensor, classes: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ def _layer(neuron: Neuron, currents: Tensor, run: Scan) -> dict[str, Any]:
     potential = run.potential / per_channel(theta, currents[0]).to(run.potential)
     return {
         **summary(channels),
+        "neurons": run.spikes[0, 0].numel(),
         "channels": channels.tolist(),
         "over_steps": steps.tolist(),
         "drift": float(steps[-1] - steps[0]),

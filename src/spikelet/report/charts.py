@@ -54,13 +54,16 @@ def series_of(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def accuracy_chart(
-    rows: Sequence[Row], series: Mapping[str, int], knees: Mapping[str, int] | None = None
+    rows: Sequence[Row],
+    series: Mapping[str, int],
+    knees: Mapping[str, int] | None = None,
+    name: str = "accuracy",
 ) -> str:
     """Accuracy in % over time steps, a line per method with deviations, and the teacher.
 
-    `knees` are numbers of steps to draw a ring around, by method.
+    `knees` are numbers of steps to draw a ring around, by method; `name` is unique on its page.
     """
-    with drawing("accuracy", 3.3) as (axes, drawn):
+    with drawing(name, 3.3) as (axes, drawn):
         for method, number in series.items():
             mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["steps"])
             shift = 1 + 0.022 * (number - (len(series) - 1) / 2)

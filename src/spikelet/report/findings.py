@@ -70,6 +70,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign, "+1.20"; what rounds to 0 has none."""
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else text[1:]
+
+
 def points(difference: float) -> str:
     """0.0123 as "+1.2"."""
     value = round(100 * difference, 1)

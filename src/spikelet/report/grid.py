@@ -9,7 +9,8 @@ from typing import Any
 from spikelet.measure import t_quantile
 from spikelet.report.charts import dots_chart
 from spikelet.report.names import at, named
-from spikelet.report.page import described, template
+from spikelet.report.page import SHOWN, described, template
+from spikelet.report.parts import Section
 
 Row = Mapping[str, Any]
 MARKS = {
@@ -25,9 +26,10 @@ READING = (
     "interval covers what another seed (order of the data, calibration images, fresh weights) "
     "would change, not another teacher or another set of test images. Each interval is at 95 % by "
     "itself: of twenty methods that change nothing, one is expected to look different. "
-    "Firing rate is spikes per neuron and step. Training time is that of the steps alone, beside "
-    "whatever else the machine did. Memory is the largest of the whole process, data and libraries "
-    "too, or on a GPU that of its tensors."
+    "Firing rate by layer is spikes per neuron and time step, averaged so that each layer counts "
+    "the same; by neuron, so that each neuron counts the same. Training time is that of the steps "
+    "alone, beside whatever else the machine did. Memory is the largest of the whole process, data "
+    "and libraries too, or on a GPU that of its tensors."
 )
 
 
@@ -43,6 +45,7 @@ def grid_page(
     failed: Sequence[Row] = (),
     remaining: Sequence[str] = (),
     made: Mapping[str, str] | None = None,
+    sections: Sequence[Section] = (),
 ) -> str:
     """One self-contained HTML page: no script, no request, light and dark.
 
@@ -56,6 +59,7 @@ def grid_page(
         tuned: what was tried and chosen for each method.
         failed, remaining: cells that are not in the table.
         made: how it was made: data, training, versions, hardware.
+        sections: further ones, about single runs.
 
     Raises:
         UserError: if jinja2 or matplotlib is missing.
@@ -66,14 +70,16 @@ def grid_page(
         lead=lead,
         tiles=[],
         findings=findings,
+        shown=SHOWN,
         notes=notes,
-        parts=[_part(t, rows, seeds) for t in steps],
+        grid=[_part(t, rows, seeds) for t in steps],
         reading=READING,
         tuned=tuned,
         failed=failed,
         remaining=remaining,
         made=made or {},
         description=described(rows),
+        sections=sections,
     )
 
 

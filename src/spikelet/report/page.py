@@ -18,8 +18,10 @@ from spikelet.errors import UserError
 from spikelet.report.charts import accuracy_chart, curve_chart, difference_chart, series_of
 from spikelet.report.findings import percent, points
 from spikelet.report.names import named, spiking_steps
+from spikelet.report.parts import Section
 
 Row = Mapping[str, Any]
+SHOWN = 6  # findings that are not folded away
 METHODS = {
     "teacher": "the ordinary network (ANN) that the others start from",
     "convert": "the teacher's weights with spiking neurons, calibrated for each T, not trained",
@@ -74,6 +76,7 @@ def page(
     examples: Mapping[str, Sequence[Example]] | None = None,
     notes: Mapping[str, str] | None = None,
     made: Mapping[str, str] | None = None,
+    sections: Sequence[Section] = (),
 ) -> str:
     """One self-contained HTML page: no script, no request, light and dark.
 
@@ -88,6 +91,7 @@ def page(
         examples: caption -> images with their answers.
         notes: section ("accuracy", "differences", "training", "firing") -> a sentence under it.
         made: how it was made: command, versions, seeds, hardware.
+        sections: further ones, about single runs.
 
     Raises:
         UserError: if jinja2 or matplotlib is missing.
@@ -98,6 +102,7 @@ def page(
         title=title,
         lead=lead,
         findings=findings,
+        shown=SHOWN,
         tiles=_tiles(rows, default, steps),
         steps=steps,
         table=_table(rows, series, steps),
@@ -111,6 +116,7 @@ def page(
         notes=notes or {},
         made=made or {},
         description=described(rows),
+        sections=sections,
     )
 
 

@@ -106,7 +106,13 @@ def lines_chart(
     return drawn[0]
 
 
-def costs_chart(name: str, costs: Sequence[Cost]) -> str:
+def unit_of(costs: Sequence[Cost]) -> tuple[str, float]:
+    """The unit that suits the largest of some energies, and picojoules in it."""
+    largest = max(value for each in costs for value in each.costs.values())
+    return next((u, s) for u, s in UNITS if largest < 2000 * s or u == UNITS[-1][0])
+
+
+def costs_chart(name: str, costs: Sequence[Cost], unit: tuple[str, float] | None = None) -> str:
     """Energy per image (logarithmic) against accuracy in %; a bar joins a network's assumptions.
 
     Filled is the first assumption of each; a network whose accuracy is not known is a line upwards.
@@ -114,9 +120,9 @@ def costs_chart(name: str, costs: Sequence[Cost]) -> str:
     Args:
         name: unique on its page.
         costs: the networks.
+        unit: of the axis; the one that suits them by default.
     """
-    largest = max(value for each in costs for value in each.costs.values())
-    unit, size = next((u, s) for u, s in UNITS if largest < 2000 * s or u == UNITS[-1][0])
+    word, size = unit_of(costs) if unit is None else unit
     with drawing(name, 2.3, 3.4, SMALL) as (axes, drawn):
         for each in costs:
             values = [value / size for value in each.costs.values()]
@@ -135,7 +141,8 @@ def costs_chart(name: str, costs: Sequence[Cost]) -> str:
         low, high = axes.get_xlim()
         axes.set_xlim(low / 1.15, high * 1.15)
         _decades(axes)
-        axes.set_xlabel(f"{unit} per image")
+        axes.yaxis.get_major_locator().set_params(nbins=5)
+        axes.set_xlabel(f"{word} per image")
         axes.set_ylabel("accuracy, %")
     return drawn[0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spikelet.report.page import template, unbroken
+from spikelet.report.page import SHOWN, template, unbroken
 from spikelet.report.parts import Section
 
 
@@ -23,7 +23,7 @@ def run_page(
         sections: in order.
         title, lead: headline, and what was done in a sentence.
         tiles: `name`, and `value`: a share, or words.
-        findings: sentences.
+        findings: sentences, the most important first: those behind the first few are folded.
 
     Raises:
         UserError: if jinja2 is missing.
@@ -33,6 +33,7 @@ def run_page(
         lead=unbroken(lead),
         tiles=tiles,
         findings=findings,
+        shown=SHOWN,
         sections=sections,
         made={},
     )

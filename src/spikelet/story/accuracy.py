@@ -23,7 +23,8 @@ BEHAVIOUR = (
     "Calibration error: how far confidence and accuracy are apart, 0 is best. Agreement: on how "
     "many images the network answers as its teacher does, right or wrong. Early exit: an image is "
     "answered as soon as the network is sure enough; each point is one level of confidence, with "
-    "the steps used on average."
+    "the steps used on average. Log loss in the table: how surprised the network is by the right "
+    "answer, 0 is best."
 )
 
 
@@ -37,13 +38,14 @@ def accuracy(cast: Cast) -> Chapter:
         series = {n: cast.colours[n] - 1 for n in cast.colours if n in known}
         knees = {name: found[name]["knee"] for name in found if "knee" in found[name]}
         label = "Accuracy of each network over time steps; the numbers are in the table below"
-        blocks.append(Chart(accuracy_chart(rows, series, knees), label))
+        blocks.append(Chart(accuracy_chart(rows, series, knees, "accuracy-runs"), label))
     blocks.append(table(rows, cast))
     blocks += _notes(cast)
     if found:
         blocks += _behaviour(cast, found)
     look = LOOK if spiking else STILL
-    return Chapter(Section("Accuracy over time steps", look, blocks), _findings(cast, found))
+    title = "Accuracy over time steps" if spiking else "Accuracy"
+    return Chapter(Section(title, look, blocks), _findings(cast, found))
 
 
 def rows_of(cast: Cast) -> list[dict[str, Any]]:
@@ -65,12 +67,14 @@ def rows_of(cast: Cast) -> list[dict[str, Any]]:
 
 
 def _of_all_images(source: Source) -> bool:
-    """Whether `steps` was measured on the images of the results: it finds the same accuracies."""
+    """Whether `steps` was measured on all test images; an older one finds the same accuracies."""
+    settings = source.found.get("settings") or {}
+    if settings.get("of") is not None:
+        return bool(settings["images"] == settings["of"] and settings.get("split") == "test")
     own, points = source.run.own, source.found["networks"][source.run.own]["by_steps"]
     pairs = [(point, source.run.row(own, point["steps"])) for point in points]
     apart = [abs(point["accuracy"] - row["accuracy"]) for point, row in pairs if row is not None]
-    split = (source.found.get("settings") or {}).get("split")
-    return bool(apart) and max(apart) < SAME and split == "test"
+    return bool(apart) and max(apart) < SAME and settings.get("split") == "test"
 
 
 def _name(run: Told, row: Row, found: Mapping[tuple[str, int | None], Row]) -> str:
@@ -164,7 +168,8 @@ def _behaviour(cast: Cast, found: Mapping[str, Mapping[str, Any]]) -> list[Block
 
 def _fold(cast: Cast, found: Mapping[str, Mapping[str, Any]]) -> Fold:
     """The numbers behind the charts."""
-    head = ["network", "T", "accuracy, %", "calibration error, points", "nats", "agreement, %"]
+    head = ["network", "T", "accuracy, %", "calibration error, points", "log loss, nats"]
+    head.append("agreement, %")
     body = [
         [
             name,
@@ -203,21 +208,30 @@ def _findings(cast: Cast, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Each student beside its teacher and the conversion, its knee, and leaving early."""
     said = []
     for run in cast.runs:
-        if not run.taught or run.accuracy is None:
-            continue
         t, value = run.recipe.steps, run.accuracy
-        guide, plainly = run.row(TEACHER, None), run.row(CONVERT, t)
+        if not run.taught or value is None:
+            continue
+        guide, plainly = _shared(cast, run, TEACHER, None), _shared(cast, run, CONVERT, t)
         parts = [] if guide is None else [_apart(value - guide["accuracy"], "its teacher")]
         if plainly is not None and run.own != CONVERT:
             parts.append(_apart(value - plainly["accuracy"], "the untrained conversion"))
         if parts:
             at = "" if "T =" in run.label else f" at T = {t}"
-            said.append(f"{run.label}{at} is {' and '.join(parts)}.")
+            said.append(f"{run.label}{at} is {' and '.join(parts)}")
+    said = [f"{'; '.join(said)}."] if said else []
     mine = {run.label: found[run.label] for run in cast.runs if run.label in found}
     knees = [f"{name} from T = {each['knee']}" for name, each in mine.items() if "knee" in each]
     if knees:
         said.append(f"Within half a point of its best accuracy is {' on, '.join(knees)} on.")
     return said + [words for name, each in mine.items() for words in _leaving(name, each)]
+
+
+def _shared(cast: Cast, run: Told, method: str, steps: int | None) -> Row | None:
+    """A control's row of a run, or of another with the same teacher and seed."""
+    same = [r for r in cast.runs if r.taught and r.teacher == run.teacher]
+    same = [r for r in same if steps is None or r.recipe.seed == run.recipe.seed]
+    rows = (each.row(method, steps) for each in (run, *same))
+    return next((row for row in rows if row is not None), None)
 
 
 def _apart(difference: float, other: str) -> str:

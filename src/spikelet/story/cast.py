@@ -62,6 +62,12 @@ def cast_of(runs: Sequence[Told]) -> Cast:
     ]
     if any(row["method"] == CONVERT for run in runs for row in run.rows):
         more.append(CONVERT)
+    more += [
+        source.label(str(each["network"]))
+        for source in sources(runs, "energy")
+        for each in source.found.get("networks") or ()
+        if each.get("way") == "quantised"  # rivals of a run, as they would be with few levels
+    ]
     return Cast(runs, colours(runs, more))
 
 

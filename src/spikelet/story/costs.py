@@ -1,10 +1,9 @@
-"""Energy by operation counts beside accuracy: every network, every rival, every accounting."""
+"""Energy by operation counts beside accuracy: every network, every rival, every way to count."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from spikelet.report.findings import listed
 from spikelet.report.parts import (
     Block,
     Chart,
@@ -14,38 +13,43 @@ from spikelet.report.parts import (
     Key,
     Note,
     Panels,
-    Points,
     Rows,
     Section,
 )
-from spikelet.report.plots import Cost, costs_chart
+from spikelet.report.plots import Cost, costs_chart, unit_of
 from spikelet.story.accuracy import accuracies
 from spikelet.story.cast import Cast, Chapter, Where, grouped, networks
-from spikelet.story.numbers import NONE, joules, plain, settings_words
+from spikelet.story.numbers import NONE, joules, plain, settings_words, share
+from spikelet.story.rivals import CAPTIONS, PRECISION, findings, rivals
 from spikelet.story.told import Found, Source
 
 LOOK = (
     "Look for networks up and to the left: more accurate for less energy. Each panel adds up more "
-    "of what a chip would have to do; a bar joins what a network costs at worst (filled: strict, "
-    "or dense) and at best (hollow)."
+    "of what a chip would have to do. Dots spike, diamonds do not; a bar joins the ways to count "
+    "one network, from its dearest (filled) to what is counted in its favour (hollow)."
 )
-PRECISION = "fp32"
 LEFT_OUT = "recomputed"
-CAPTIONS = {
-    "synapses": "synapses alone",
-    "arithmetic": "all arithmetic",
-    "arithmetic and SRAM": "and memory on the chip",
-    "arithmetic and DRAM": "and memory off the chip",
+READING = {
+    "1. to 4.": "what a spike, or a number, makes a chip do: add or multiply a weight; then also "
+    "the sums, thresholds and resets of the neurons; then also reading and writing numbers in a "
+    "memory on the chip, or in a far dearer one beside it",
+    "strict, favourable": "two ways to count a spiking network, as it is not known which chip it "
+    "will run on. Strict: sums and averages of spikes are multiplied, and all layers work step by "
+    "step. Favourable: each spike is one addition, and a layer does all its steps at once, so "
+    "that it reads its weights once",
+    "dense, zero-skipping": "two ways to count a network without spikes: every number is "
+    "multiplied, or those that are zero are skipped",
+    "bit by bit": "a network with few levels adds a shifted weight for each bit of a level "
+    "instead of multiplying",
 }
+LEVELS = (
+    "the fair rival of a spiking network: the same weights without spikes and without time, where "
+    "a neuron passes on one of T + 1 levels: as much as 0 to T spikes say"
+)
 
 
-def costs(cast: Cast, levels: Mapping[str, float] | None = None) -> Chapter | None:
-    """Energy of the runs' networks and their rivals; None where it was not measured.
-
-    Args:
-        cast: who is on the page.
-        levels: name -> accuracy of a student's own network with quantised activations, if known.
-    """
+def costs(cast: Cast) -> Chapter | None:
+    """Energy of the runs' networks and their rivals; None where it was not measured."""
     found = cast.sources("energy")
     if not found:
         return None
@@ -54,11 +58,12 @@ def costs(cast: Cast, levels: Mapping[str, float] | None = None) -> Chapter | No
     for number, group in enumerate(groups):
         if len(groups) > 1:
             blocks.append(Heading(", ".join(source.own for source in group)))
-        blocks += _group(cast, group, number, levels or {})
+        blocks += _group(cast, group, number)
+    blocks.append(Facts(_reading(groups)))
     for source in found:
-        blocks += _sentences(source)
-    blocks += [Fold("what the words mean, constants, what is left out", _definitions(found))]
-    said = [words for source in found for words in _findings(source)]
+        blocks += rivals(source)
+    blocks += [Fold("constants, exact definitions, what is left out", _definitions(found))]
+    said = [words for source in found for words in findings(source)]
     return Chapter(Section("Energy and accuracy", LOOK, blocks), said)
 
 
@@ -66,12 +71,26 @@ def _sums(found: Found) -> list[str]:
     return list(found["energy"][0]["sums"])
 
 
-def _group(
-    cast: Cast, group: Sequence[Source], number: int, levels: Mapping[str, float]
-) -> list[Block]:
+def _where(cast: Cast, group: Sequence[Source]) -> Where:
+    return networks(cast, group, lambda found: [each["network"] for each in found["networks"]])
+
+
+def _reading(groups: Sequence[Sequence[Source]]) -> dict[str, str]:
+    """What the words of the figures and tables mean."""
+    names = [
+        str(each["network"]).partition(" with ")[2]
+        for group in groups
+        for source in group
+        for each in source.found["networks"]
+        if each["way"] == "quantised"
+    ]
+    levels = {f"with {name}": LEVELS for name in names if name}
+    return {**READING, **levels}
+
+
+def _group(cast: Cast, group: Sequence[Source], number: int) -> list[Block]:
     """Panels and tables of measures that were taken in the same way."""
-    where = networks(cast, group, lambda found: [each["network"] for each in found["networks"]])
-    known = {**accuracies(cast), **levels}
+    where, known = _where(cast, group), _known(cast, group)
     dots = {
         accounting: [
             _cost(cast, label, source.found, name, accounting, known.get(label))
@@ -79,22 +98,37 @@ def _group(
         ]
         for accounting in _sums(group[0].found)
     }
+    unit = unit_of([each for costs in dots.values() for each in costs])
     charts = [
         Chart(
-            costs_chart(f"costs-{number}-{place}", each),
+            costs_chart(f"costs-{number}-{place}", each, unit),
             f"Energy per image and accuracy, {accounting}; the numbers are in the table below",
             CAPTIONS.get(accounting, accounting),
         )
         for place, (accounting, each) in enumerate(dots.items())
     ]
     blocks: list[Block] = [Panels(charts, _keys(cast, where, known), large=True)]
-    words = "Diamonds are networks without spikes."
     if any(label not in known for label in where):
-        words += " A dotted line upwards: the accuracy of this network was not measured."
-    blocks.append(Note(words))
-    blocks.append(_table(cast, where))
-    blocks.append(Note(f"{_unit(group[0])}; means {settings_words(group[0].found)}."))
+        words = "A dotted line upwards: the accuracy of this network was not measured."
+        blocks.append(Note(words))
+    blocks.append(_table(cast, where, known, unit))
+    where_from = settings_words(group[0].found)
+    same = " Accuracies are those of the same images." if _same_images(group) else ""
+    blocks.append(Note(f"{_unit(group[0])}; {where_from}.{same}"))
     return [*blocks, *_folds(where)]
+
+
+def _known(cast: Cast, group: Sequence[Source]) -> dict[str, float]:
+    """Each network's accuracy on the images that its operations were counted on, else on all."""
+    found = {
+        label: next(e for e in source.found["networks"] if e["network"] == name).get("accuracy")
+        for label, (source, name) in _where(cast, group).items()
+    }
+    return {**accuracies(cast), **{k: v for k, v in found.items() if v is not None}}
+
+
+def _same_images(group: Sequence[Source]) -> bool:
+    return all("accuracy" in each for source in group for each in source.found["networks"])
 
 
 def _unit(source: Source) -> str:
@@ -107,30 +141,35 @@ def _cost(
 ) -> Cost:
     rows = [r for r in found["energy"] if r["network"] == name and r["precision"] == PRECISION]
     values = {r["assumption"]: r["sums"][accounting] for r in rows if r["assumption"] != LEFT_OUT}
-    spikes = _way(found, name) == "spiking"
-    return Cost(label, values, accuracy, cast.colour(label), spikes)
+    return Cost(label, values, accuracy, cast.colour(label), _spikes(found, name))
 
 
-def _way(found: Found, name: str) -> str:
-    return str(next(each["way"] for each in found["networks"] if each["network"] == name))
+def _spikes(found: Found, name: str) -> bool:
+    way = next(each["way"] for each in found["networks"] if each["network"] == name)
+    return bool(way == "spiking")
 
 
 def _keys(cast: Cast, where: Where, known: Mapping[str, float]) -> list[Key]:
-    """The legend: a network with quantised activations has its student's colour."""
-    return [Key(n, cast.colour(n), "" if n in known else "dotted") for n in where]
+    """The legend, with the mark of each network."""
+    marks = {n: "dot" if _spikes(s.found, own) else "diamond" for n, (s, own) in where.items()}
+    return [Key(n, cast.colour(n), marks[n] if n in known else "dotted") for n in where]
 
 
-def _table(cast: Cast, where: Where) -> Rows:
-    """Picojoules of every network under every assumption, at one precision."""
+def _table(
+    cast: Cast, where: Where, known: Mapping[str, float], unit: tuple[str, float]
+) -> Rows:
+    """Energy and accuracy of every network, at one precision and in one unit."""
     body, colours = [], []
     for label, (source, name) in where.items():
         for row in source.found["energy"]:
-            if row["network"] == name and row["precision"] == PRECISION:
-                body.append([f"{label}, {row['assumption']}", *map(joules, row["sums"].values())])
+            wanted = row["network"] == name and row["precision"] == PRECISION
+            if wanted and row["assumption"] != LEFT_OUT:
+                values = [f"{value / unit[1]:#.3g}".rstrip(".") for value in row["sums"].values()]
+                body.append([f"{label}, {row['assumption']}", share(known.get(label)), *values])
                 colours.append(cast.colour(label))
     some = next(iter(where.values()))[0].found
-    head = [f"per image, {PRECISION}", *(CAPTIONS.get(s, s) for s in _sums(some))]
-    return Rows(head, body, colours=colours)
+    head = [f"{unit[0]} per image, {PRECISION}", "accuracy, %"]
+    return Rows([*head, *(CAPTIONS.get(s, s) for s in _sums(some))], body, colours=colours)
 
 
 def _folds(where: Where) -> list[Block]:
@@ -142,12 +181,12 @@ def _folds(where: Where) -> list[Block]:
         if row["network"] == name
     ]
     some = next(iter(where.values()))[0].found
-    head = ["network", "assumption", "precision", *_sums(some)]
+    head = ["network", "counted", "precision", *(CAPTIONS.get(s, s) for s in _sums(some))]
     layers: list[Block] = []
     for label, (source, name) in where.items():
         layers += [Heading(label), _layers(source.found, name)]
     return [
-        Fold("every precision and assumption", [Rows(head, rows)]),
+        Fold("every precision and way to count", [Rows(head, rows)]),
         Fold("operations, layer by layer", layers),
     ]
 
@@ -170,57 +209,10 @@ def _layers(found: Found, name: str) -> Rows:
     return Rows(head, body)
 
 
-def _sentences(source: Source) -> list[Block]:
-    """The plain sentences of a spiking run about each rival, and every accounting folded."""
-    if not source.found.get("sentences"):
-        return []
-    rows = [
-        [
-            each["rival"],
-            each["precision"],
-            each["assumption"],
-            each["accounting"],
-            joules(each["student"]),
-            joules(each["other"]),
-            plain(each["break_even"]),
-            "yes" if each["wins"] else "no",
-        ]
-        for each in source.found["against"]
-    ]
-    head = ["rival", "precision", "assumption", "accounting", source.own, "rival's"]
-    head += ["same cost at rate", "cheaper"]
-    counts = [
-        [each["name"], f"{each['accumulates']:,.0f}", f"{each['macs']:,.0f}", each["what"]]
-        for each in source.found.get("definitions", ())
-    ]
-    fold: list[Block] = [Rows(head, rows)]
-    if counts:
-        names = ["counted by", "accumulates", "multiply-accumulates", "what is counted"]
-        fold.append(Rows(names, counts, wordy=True))
-    title = f"{source.own}: every accounting, and what other tools would count"
-    return [Heading(f"{source.own} against each rival"), Points(source.found["sentences"]),
-            Fold(title, fold)]
-
-
 def _definitions(found: Sequence[Source]) -> list[Block]:
-    """The words of the accountings, where the constants come from, and what is not counted."""
+    """The words as the measure defines them, the constants' source, and what is not counted."""
     first = found[0].found
     constants = first.get("constants") or {}
     said = [f"Constants: {constants.get('source', NONE)}."]
     said += [note for source in found for note in source.found.get("notes") or ()]
     return [Facts(dict(first.get("words") or {})), *(Note(words) for words in said)]
-
-
-def _findings(source: Source) -> list[str]:
-    """In how many accountings a spiking run is cheaper than each network that could replace it."""
-    rows = source.found.get("against") or []
-    rivals = list(dict.fromkeys(row["rival"] for row in rows))
-    won: list[str] = []
-    for rival in rivals:
-        mine = [row for row in rows if row["rival"] == rival]
-        count = f"{sum(row['wins'] for row in mine)} of {len(mine)} ways to count"
-        won.append(f"{source.label(rival)} in {count if not won else count.partition(' of')[0]}")
-    if not won:
-        return []
-    said = f"Estimated from operation counts, {source.own} needs less energy than {listed(won)}."
-    return [said]

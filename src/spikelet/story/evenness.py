@@ -80,5 +80,8 @@ def _findings(source: Source) -> list[str]:
     if lost is None:
         return []
     t = (source.found.get("settings") or {}).get("steps")
-    words = f"With spikes that arrive evenly the same weights of {source.own} would have"
-    return [f"{words} {points(lost)} points of accuracy at T = {t}."]
+    words = f"If its spikes arrived evenly, {source.own} would be"
+    if round(100 * lost, 1) == 0:
+        return [f"{words} as accurate at T = {t} as it is."]
+    size, side = points(abs(lost)).lstrip("+"), "more" if lost > 0 else "less"
+    return [f"{words} {size} points {side} accurate at T = {t}."]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from spikelet.measure import mean_rates
+from spikelet.report.findings import listed
 from spikelet.report.parts import (
     Block,
     Cell,
@@ -20,7 +22,7 @@ from spikelet.report.parts import (
 from spikelet.report.plots import Line, lines_chart, raster_chart, traces_chart
 from spikelet.story.cast import Cast, Chapter
 from spikelet.story.live import Firing
-from spikelet.story.numbers import NONE, plain, settings_words
+from spikelet.story.numbers import NONE, plain, settings_words, share
 from spikelet.story.told import Found, Told
 
 SPIKES = (
@@ -35,15 +37,23 @@ HEALTH = (
 Layers = Mapping[str, Mapping[str, Any]]
 Read = Callable[[Mapping[str, Any]], float | None]
 UNHEALTHY = 0.5
+MORE = (
+    "drift is the firing rate at the last step less that at the first; thresholds are mean "
+    "(smallest to largest); potentials before each reset, mean ± deviation, in thresholds; "
+    "likeness (CKA) is 1 where a layer arranges the images as the teacher's does, 0 where nothing "
+    "is alike"
+)
 
 
 def spikes(cast: Cast, seen: Mapping[str, Firing]) -> Chapter | None:
     """Rasters and potentials of each spiking run; None where none could be run."""
     blocks: list[Block] = []
     for number, (label, firing) in enumerate(seen.items()):
-        if len(seen) > 1:
-            blocks.append(Heading(label))
-        blocks += _spikes(cast, label, firing, number)
+        mine = _spikes(cast, label, firing, number)
+        if number and len(seen) > 2:
+            blocks.append(Fold(f"spikes of {label}", mine))
+        else:
+            blocks += [*([Heading(label)] if len(seen) > 1 else []), *mine]
     return Chapter(Section("Spikes, step by step", SPIKES, blocks)) if blocks else None
 
 
@@ -87,14 +97,11 @@ def health(cast: Cast) -> Chapter | None:
     blocks: list[Block] = [Panels(_charts(cast, found), cast.keys(list(found)))]
     for run in cast.runs:
         if run.label in found:
-            blocks += _tables(run, found[run.label], alone=len(found) == 1)
-    said = [words for label, layers in found.items() for words in _findings(label, layers)]
+            mine = _tables(run, found[run.label], alone=len(found) != 2)
+            blocks += mine if len(found) < 3 else [Fold(f"layers of {run.label}", mine)]
+    said = [_rates(found)]
+    said += [words for label, layers in found.items() for words in _findings(label, layers)]
     return Chapter(Section("Health of the layers", HEALTH, blocks), said)
-
-
-def mean_rate(layers: Layers) -> float:
-    """Spikes per neuron and time step, each layer counted the same."""
-    return sum(layer["rate"] for layer in layers.values()) / len(layers)
 
 
 def layers_of(run: Told) -> Layers:
@@ -153,7 +160,8 @@ def _tables(run: Told, layers: Layers, alone: bool) -> list[Block]:
     else:
         words = "calibration images at the last epoch of training"
     words = f"{run.label}: {words}. Spikes are means per neuron and time step; silent and always "
-    words += "on are shares of channels; thresholds are mean (smallest to largest)."
+    words += "on are shares of channels"
+    words += f"; {MORE}." if measured else "."
     blocks: list[Block] = [] if alone else [Heading(run.label)]
     blocks += [Rows([*head, *more], body), Note(words)]
     return [*blocks, *_gradients(measured)]
@@ -197,12 +205,21 @@ def _gradients(measured: Found) -> list[Block]:
     return [Fold("gradients of the weights", [Rows(head, body), note])]
 
 
+def _rates(found: Mapping[str, Layers]) -> str:
+    """How often the neurons of each network fire, in a sentence."""
+    parts = []
+    for label, layers in found.items():
+        rates = mean_rates(layers)
+        words = f"{label} {share(rates['rate_by_layer'])} %"
+        if rates["rate_by_neuron"] is not None:
+            words += f" (by neuron {share(rates['rate_by_neuron'])} %)"
+        parts.append(words)
+    return f"Share of time steps at which neurons fire (firing rate by layer): {listed(parts)}."
+
+
 def _findings(label: str, layers: Layers) -> list[str]:
-    """The mean rate, and layers that are not well."""
-    said = [
-        f"The neurons of {label} fire at {100 * mean_rate(layers):.1f} % of the time steps, mean "
-        "over layers."
-    ]
+    """Layers that are not well."""
+    said = []
     for key, words in (("dead", "never fire"), ("saturated", "fire at nearly every step")):
         named = [path for path, layer in layers.items() if layer[key] >= UNHEALTHY]
         if named:

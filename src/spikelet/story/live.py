@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,6 @@ from spikelet.examine.subject import Seen, Subject, subject
 from spikelet.execute import bptt
 from spikelet.measure.saliency import input_gradients
 from spikelet.neuron import Neuron, per_channel
-from spikelet.quantise import quantised
 from spikelet.report.parts import Cell, Gallery
 from spikelet.story.told import Told
 from spikelet.train import Loaded, load
@@ -27,7 +25,7 @@ from spikelet.train import Loaded, load
 EXAMPLES = 6
 LARGEST = 96  # pixels across a picture
 LAYERS, NEURONS, TRACES = 4, 24, 3  # drawn of one network
-TESTED = 1000  # images for the accuracy of a network with levels
+QUICK = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")  # read in a second or two
 RAMP = ((8, 8, 20), (92, 28, 108), (222, 88, 60), (253, 240, 170))
 
 
@@ -68,15 +66,18 @@ class Live:
         galleries: images with the maps of every network.
         notes: how images were chosen.
         firing: of each spiking run.
-        levels: accuracy of a run's network with quantised activations, by its name in `energy`.
         troubles: a sentence for each run that could not be run.
     """
 
     galleries: list[Gallery] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     firing: dict[str, Firing] = field(default_factory=dict)
-    levels: dict[str, float] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
+
+
+def quick(runs: Sequence[Told]) -> bool:
+    """Whether the data of runs are read so fast that nobody waits for pictures of them."""
+    return all(run.recipe.data["kind"] in QUICK for run in runs)
 
 
 def see(runs: Sequence[Told], root: Path | None = None) -> Live:
@@ -87,10 +88,11 @@ def see(runs: Sequence[Told], root: Path | None = None) -> Live:
         root: folder of the data where they have moved.
     """
     live = Live()
+    data: dict[str, Dataset] = {}
     shown: dict[str, list[tuple[Told, Subject]]] = {}
     for run in runs:
         try:
-            mine = _subject(run, root)
+            mine = _subject(run, root, data)
             shown.setdefault(_test_part(run), []).append((run, mine))
             _inside(run, mine, live)
         except (UserError, OSError, ImportError) as error:
@@ -114,14 +116,17 @@ def _test_part(run: Told) -> str:
     return str(((run.card.get("data") or {}).get("hashes") or {}).get("test"))
 
 
-def _subject(run: Told, root: Path | None) -> Subject:
+def _subject(run: Told, root: Path | None, data: dict[str, Dataset]) -> Subject:
     """The networks of a run and its data, which must be what it was made with.
+
+    `data` keeps what was read, so that runs of the same data read it once.
 
     Raises:
         UserError: if the weights or data are not there, or not those of the run.
     """
     loaded = _moved(load(run.path), root)
-    dataset = loaded.dataset()
+    spec = json.dumps(loaded.recipe.data, sort_keys=True)
+    dataset = data[spec] if spec in data else data.setdefault(spec, loaded.dataset())
     known = _test_part(run)
     if known != str(dataset.hashes.get("test")) and known != "None":
         what = "the test images are not those of the run: their sha256 differs"
@@ -190,6 +195,9 @@ def _coloured(map_: Tensor) -> Tensor:
 
 def _small(image: Tensor) -> Tensor:
     """An image uint8 "C H W" of 1 or 3 channels, not larger than a picture needs."""
+    if image.ndim == 4:  # frames: their sum, as bright as its brightest pixel
+        counts = image.float().sum((0, 1))[None]
+        image = counts * (255 / counts.max().clamp_min(1))
     if image.shape[0] not in (1, 3):
         image = image[:1]
     return _shrunk(image.float()).round().byte()
@@ -205,15 +213,9 @@ def _shrunk(image: Tensor) -> Tensor:
 
 
 def _inside(run: Told, mine: Subject, live: Live) -> None:
-    """Adds what a spiking run's neurons do, and its accuracy with quantised activations."""
-    if not run.spikes or not isinstance(mine.student.net, fx.GraphModule):
-        return
-    live.firing[run.label] = firing(mine)
-    for network in run.measures.get("energy", {}).get("networks", ()):
-        if network["way"] == "quantised" and str(network["network"]).startswith(f"{run.own} with"):
-            tail = str(network["network"])[len(run.own) :]
-            with contextlib.suppress(UserError):  # a neuron that leaks has no levels
-                live.levels[run.label + tail] = _with_levels(mine)
+    """Adds what a spiking run's neurons do."""
+    if run.spikes and isinstance(mine.student.net, fx.GraphModule):
+        live.firing[run.label] = firing(mine)
 
 
 def firing(mine: Subject) -> Firing:
@@ -261,14 +263,3 @@ def _traces(rows: Tensor, levels: Tensor, names: Sequence[str]) -> list[Trace]:
     order = rows.abs().sum(1).argsort(descending=True, stable=True).tolist()
     picked = dict.fromkeys(order[round(n * (len(order) - 1) / (TRACES - 1))] for n in range(TRACES))
     return [Trace(names[i], levels[i].tolist(), rows[i].tolist()) for i in picked]
-
-
-@torch.no_grad()
-def _with_levels(mine: Subject) -> float:
-    """The accuracy of a student's own network with activations of T + 1 levels, no spikes."""
-    hits: list[Any] = []
-    for images, labels in mine.cut(TESTED).batches():
-        logits = quantised(mine.student.net, mine.student.encode(images, mine.steps)).mean_logits
-        hits.append((logits.argmax(1) == labels).double())
-    return float(torch.cat(hits).mean())
-

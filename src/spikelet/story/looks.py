@@ -25,7 +25,10 @@ from spikelet.story.told import Source
 
 LOOK = (
     "Look for bright spots in the same places: bright pixels are those that the answer depends on "
-    "most. In the table a student's row should be far above that of the same network with shuffled "
+    "most."
+)
+TABLE = (
+    " In the table a student's row should be far above that of the same network with shuffled "
     "weights, which has learned nothing."
 )
 MEASURES = {"cosine": "cosine", "spearman": "rank correlation", "overlap": "shared top pixels"}
@@ -60,7 +63,7 @@ def looks(
         words = dict(found[0].found.get("definitions") or {})
         blocks.append(Fold("what the words mean", [Facts(words)]))
     said = [words for source in found for words in _findings(source)]
-    return Chapter(Section("What the networks look at", LOOK, blocks), said)
+    return Chapter(Section("What the networks look at", LOOK + TABLE * bool(found), blocks), said)
 
 
 def _groups(found: Sequence[Source]) -> list[list[Source]]:
@@ -85,8 +88,10 @@ def _alike(cast: Cast, group: Sequence[Source]) -> list[Block]:
     head = [f"maps like those of {source.label(found['reference'])}", *MEASURES.values()]
     words = (
         f"Mean with 95 % interval over {found['n']} images that every network answers rightly "
-        f"({settings_words(found, found['examined'])}). Cosine is high by chance, as maps have "
-        "one sign."
+        f"({settings_words(found, found['examined'])}). Rank correlation: 1 where two maps put the "
+        "pixels in the same order, 0 where the order of one says nothing about the other. Shared "
+        f"top pixels: of the {100 * found['share']:g} % brightest of each, the part that both "
+        "have. Cosine: 1 for equal maps, but high by chance too, as maps have one sign."
     )
     fold = Fold("differences, and another kind of map", [_more(group)])
     return [Rows(head, rows, colours=[*colours, None]), Note(words), fold]

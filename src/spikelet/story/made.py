@@ -7,8 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spikelet.examine import MEASURES
-from spikelet.examine.table import NEED_SPIKES
+from spikelet.examine import MEASURES, suits
 from spikelet.report.parts import Block, Code, Facts, Fold, Heading, Note, Section
 from spikelet.story.cast import Cast, Chapter
 from spikelet.story.told import Found, Told
@@ -29,12 +28,14 @@ def made(cast: Cast, again: Again) -> Chapter:
     for run in cast.runs:
         line = again(run)
         name = run.path.resolve().name
-        blocks.append(Heading(f"{run.label}: {name}" if len(cast.runs) > 1 else name))
+        both = len(cast.runs) > 1 and run.label != name
+        blocks.append(Heading(f"{run.label}: {name}" if both else name))
         blocks.append(Facts(_facts(run)))
         blocks.append(Note("The command that makes it again, with all its settings:"))
         blocks.append(Note(NO_LINE) if line is None else Code(wrapped(line)))
         recipe = json.dumps(json.loads(run.recipe.to_json()), indent=2)
         blocks.append(Fold("the whole recipe", [Code(recipe)]))
+        blocks.append(Fold("versions, commit, digests of data and weights", [Facts(_exact(run))]))
     look = "Everything here is read from the run folders; nothing was typed in."
     return Chapter(Section("How it was made", look, blocks))
 
@@ -48,7 +49,7 @@ def _facts(run: Told) -> dict[str, str]:
         "data": f"{data.get('name', run.recipe.data['kind'])}; licence: {data.get('licence', '?')}",
         "network": model_words(run),
         "teacher": _teacher(run),
-        "training": f"{training.epochs} epochs of {training.optimiser}, learning rate "
+        "training": f"{len(run.epochs)} epochs of {training.optimiser}, learning rate "
         f"{training.learning_rate:g}, batch {training.batch}, {training.precision}"
         if run.epochs
         else "none",
@@ -56,10 +57,19 @@ def _facts(run: Told) -> dict[str, str]:
         "computed on": ", ".join(
             str(env[key]) for key in ("device", "platform", "cuda") if env.get(key)
         ),
+    }
+    return {name: words for name, words in facts.items() if words}
+
+
+def _exact(run: Told) -> dict[str, str]:
+    """With what exactly a run was made."""
+    data, card, env = run.card.get("data") or {}, run.card, run.env
+    facts = {
         "versions": ", ".join(f"{k} {v}" for k, v in (env.get("versions") or {}).items()),
         "commit": _commit(env),
         **{f"sha256 of {k} images": v for k, v in (data.get("hashes") or {}).items()},
-        "sha256 of the weights": str(card.get("sha256", "")),
+        "sha256 of the weights": str(card.get("sha256") or ""),
+        "sha256 of the teacher's weights": str((card.get("teacher") or {}).get("sha256") or ""),
     }
     return {name: words for name, words in facts.items() if words}
 
@@ -67,7 +77,7 @@ def _facts(run: Told) -> dict[str, str]:
 def model_words(run: Told) -> str:
     """The architecture of a run's network: "small-cnn of width 16"."""
     model: Mapping[str, Any] = run.recipe.model or run.card.get("model") or {}
-    model = model or run.card.get("teacher") or {}
+    model = model or run.model or run.card.get("teacher") or {}
     width = model.get("width")
     return str(model.get("kind", "network")) + ("" if width is None else f" of width {width}")
 
@@ -77,7 +87,7 @@ def _teacher(run: Told) -> str:
     if not run.taught or not guide:
         return ""
     width = "" if guide.get("width") is None else f" of width {guide['width']}"
-    return f"{guide.get('kind', '?')}{width}; sha256 {guide.get('sha256', '?')}"
+    return f"{guide.get('kind', '?')}{width}"
 
 
 def _commit(env: Found) -> str:
@@ -125,17 +135,18 @@ def missing(cast: Cast) -> Chapter | None:
     """What is not measured yet, and the command for it; None where nothing is missing."""
     blocks: list[Block] = []
     for run in cast.runs:
-        names = [n for n in MEASURES if n not in run.measures]
-        names = [n for n in names if run.spikes or n not in NEED_SPIKES]
+        for name, why in run.left_out.items():
+            blocks.append(Note(f"{name} of {run.label} was left out: {why}"))
+        others = [str(r.path) for r in cast.runs if r is not run and _comparable(r, run)]
+        names = [n for n in MEASURES if n not in run.measures and n not in run.left_out]
+        names = [n for n in names if suits(n, run.spikes, run.taught)]
         if names:
-            others = [str(r.path) for r in cast.runs if r is not run and _comparable(r, run)]
             versus = ["--versus", *others] if others and run.taught else []
             line = shlex.join(["spikelet", "measure", str(run.path), *names, *versus])
             blocks += [Note(f"{run.label}: {', '.join(names)}."), Code(wrapped(line))]
     if not blocks:
         return None
-    look = (
-        "Run these lines, then `spikelet report` again, and the page has these sections too; a "
-        "measure that does not suit a run says so."
-    )
+    if not any(isinstance(block, Code) for block in blocks):
+        return Chapter(Section("Not measured", "", blocks))
+    look = "Run these lines, then `spikelet report` again, and the page has these sections too."
     return Chapter(Section("Not measured yet", look, blocks))

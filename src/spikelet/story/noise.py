@@ -74,7 +74,9 @@ def _group(cast: Cast, group: Sequence[Source], number: int) -> list[Block]:
     ]
     head = ["noise on images", "clean, %", "noisy, %", "area, %", "share lost, %"]
     words = f"Accuracy {settings_words(group[0].found, group[0].found['n'])}; a network that a "
-    words += "kind means nothing for has no line there."
+    words += "kind means nothing for has no line there. Clean: without noise. Noisy: mean over all "
+    words += "kinds and levels of noise on the images. Area: mean over all levels, the clean one "
+    words += "among them. Share lost: what part of the clean accuracy noise takes away."
     colours = [cast.colour(label) for label in where]
     return [Panels(charts, cast.keys(list(where))), Rows(head, body, colours=colours), Note(words)]
 
@@ -93,7 +95,8 @@ def _drawn(
     ticks = [f"{level:g}".removeprefix("0") or "0" for level in kind["levels"]]
     if kind["levels"] != sorted(kind["levels"]):
         ticks[0] = "all"  # such as bits: level 0 is without noise
-    return lines_chart(drawing, lines, along=kind["unit"], up="%", ticks=ticks, within=(-3, 103))
+    axes = {"along": kind["unit"], "up": "accuracy, %"}
+    return lines_chart(drawing, lines, **axes, ticks=ticks, within=(-3, 103))
 
 
 def _pairs(found: Sequence[Source]) -> list[tuple[Source, str]]:

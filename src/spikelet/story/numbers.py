@@ -55,10 +55,12 @@ def shown(found: Mapping[str, Any]) -> str | None:
 
 
 def settings_words(found: Mapping[str, Any], images: int | None = None) -> str:
-    """What a measure was taken on: "the first 500 test images, measured 2026-11-20"."""
+    """What a measure was taken on: "on the first 500 of 1397 test images, measured 2026-11-20"."""
     settings = found.get("settings") or {}
     count = images if images is not None else settings.get("images")
-    parts = [f"on {count} {settings.get('split', '')} images".replace("  ", " ")]
+    whole, kind = settings.get("of"), f"{settings.get('split', '')} images".strip()
+    few = whole is not None and count is not None and count < whole
+    parts = [f"on the first {count} of {whole} {kind}" if few else f"on {count} {kind}"]
     if found.get("date"):
         parts.append(f"measured {found['date']}")
     return ", ".join(parts)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from spikelet.errors import UserError
 from spikelet.examine import MEASURES
-from spikelet.examine.work import FOLDER
+from spikelet.examine.work import FOLDER, LEFT_OUT, left_out
 from spikelet.recipe import Recipe
 from spikelet.train import read_recipe
 from spikelet.train.running import spiking
@@ -33,6 +33,8 @@ class Told:
         epochs: of its training, as metrics.jsonl has them.
         card, env: what its weights are for, and what they were made with.
         measures: name -> what `spikelet measure` stored.
+        left_out: measures that do not suit the run -> why.
+        model: what model.json says of the architecture.
         label: what the page calls its network.
         teacher: what the page calls its teacher; None for the run of an ANN.
     """
@@ -46,6 +48,8 @@ class Told:
     measures: Mapping[str, Found]
     label: str
     teacher: str | None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    model: Found = field(default_factory=dict)
 
     @property
     def taught(self) -> bool:
@@ -105,9 +109,10 @@ def one(path: Path) -> Told:
         fix = f"continue it with `spikelet {recipe.task} --resume {path}`"
         raise UserError(f"run = {path}", "the run is not finished", fix)
     rows = stored_rows(path, "delete it and resume the run to measure again")
-    card, env = (_object(path / f"{name}.json") for name in ("card", "env"))
+    card, env, model = (_object(path / f"{name}.json") for name in ("card", "env", "model"))
     epochs, measures = _epochs(path / "metrics.jsonl"), _measures(path / FOLDER)
-    return Told(path, recipe, rows, epochs, card, env, measures, "", None)
+    known = (rows, epochs, card, env, measures)
+    return Told(path, recipe, *known, "", None, left_out(path), model)
 
 
 def _object(file: Path) -> Found:
@@ -131,7 +136,7 @@ def _epochs(file: Path) -> list[Row]:
 def _measures(folder: Path) -> dict[str, Found]:
     """What was measured, in the order of the table of measures, a user's own after them."""
     found = {}
-    for file in sorted(folder.glob("*.json")):
+    for file in sorted(each for each in folder.glob("*.json") if each.name != LEFT_OUT):
         content = stored_object(file, AGAIN)
         found[str(content.get("measure", file.stem))] = content
     return {name: found[name] for name in sorted(found, key=_place)}

@@ -8,15 +8,17 @@ from typing import Any
 
 from spikelet.checkpoint import replacing
 from spikelet.errors import UserError
+from spikelet.measure import mean_rates
 from spikelet.report import run_page
 from spikelet.report.findings import listed, percent
-from spikelet.report.parts import Facts, Section
+from spikelet.report.page import METHODS, SHOWN
+from spikelet.report.parts import Block, Facts, Fold, Points, Section
 from spikelet.story.accuracy import accuracy
 from spikelet.story.cast import CONVERT, Cast, Chapter, cast_of
 from spikelet.story.costs import costs
 from spikelet.story.evenness import evenness
-from spikelet.story.inside import health, layers_of, mean_rate, spikes
-from spikelet.story.live import Live, see
+from spikelet.story.inside import health, layers_of, spikes
+from spikelet.story.live import Live, quick, see
 from spikelet.story.looks import looks
 from spikelet.story.made import Again, made, missing, model_words, own_measures
 from spikelet.story.noise import noise
@@ -31,7 +33,10 @@ READING = {
     "teacher and student": "the student usually starts from the teacher's weights and is trained "
     "to answer like it (distillation)",
     "accuracy": "the share of test images, never seen in training, that are sorted rightly",
+    "T": "how many time steps the spiking network takes for an image; 1 is the fastest",
     "interval": "where the true value is expected in 95 of 100 such measurements",
+    "firing rate": "spikes per neuron and time step; by layer: the mean in which each layer counts "
+    "the same; by neuron: in which each neuron does",
 }
 
 
@@ -40,7 +45,7 @@ def write(
     out: Path,
     again: Again,
     *,
-    live: bool = True,
+    live: bool | None = True,
     root: Path | None = None,
     tell: Callable[[str], None] = lambda words: None,
 ) -> Path:
@@ -50,7 +55,8 @@ def write(
         paths: run folders.
         out: the file.
         again: gives the command line that makes a run again.
-        live: whether networks are run for what only they can show.
+        live: whether networks are run for what only they can show; None for where their data are
+            read fast.
         root: folder of the data where they have moved.
         tell: takes a sentence for each thing that could not be shown.
 
@@ -59,7 +65,8 @@ def write(
             writes, or jinja2 or matplotlib is missing.
     """
     cast = cast_of(read(paths))
-    seen = see(cast.runs, root) if live else Live()
+    wanted = quick(cast.runs) if live is None else live
+    seen = see(cast.runs, root) if wanted else Live()
     for words in seen.troubles:
         tell(words)
     text = page_of(cast, seen, again)
@@ -71,33 +78,73 @@ def write(
 
 def page_of(cast: Cast, seen: Live, again: Again) -> str:
     """The page as text."""
-    told = [each for each in _chapters(cast, seen, again) if each is not None]
-    glossary = Section("What the words mean", "", [Facts(READING)])
+    end = missing(cast)
+    told = [*chapters(cast, seen), made(cast, again), *([] if end is None else [end])]
+    glossary = Section("What the words mean", "", [Facts(_glossary(cast))])
     return run_page(
         [glossary, *(each.section for each in told)],
         title=title(cast),
         lead=headline(cast.runs[0]) if len(cast.runs) == 1 else together(cast),
         tiles=tiles(cast),
-        findings=[words for each in told for words in each.findings],
+        findings=ranked(told),
     )
 
 
-def _chapters(cast: Cast, seen: Live, again: Again) -> list[Chapter | None]:
-    """The chapters in order; None for what there is nothing to tell about."""
+def close_up(
+    paths: Sequence[Path],
+    *,
+    look: str,
+) -> list[Section]:
+    """The chapters about some runs, for a page of something larger that they are part of.
+
+    Args:
+        paths: run folders; networks are run for what only they can show where their data are
+            read fast.
+        look: sentences about which runs these are.
+
+    Raises:
+        UserError: as `write`.
+    """
+    cast = cast_of(read(paths))
+    told = chapters(cast, see(cast.runs) if quick(cast.runs) else Live())
+    names = listed(run.label for run in cast.runs)
+    blocks: list[Block] = [Facts(READING)]
+    found = ranked(told)
+    if found:
+        blocks.insert(0, Points(found[:SHOWN]))
+    if found[SHOWN:]:
+        blocks.insert(1, Fold(f"{len(found) - SHOWN} more", [Points(found[SHOWN:])]))
+    return [Section(f"A closer look: {names}", look, blocks), *(each.section for each in told)]
+
+
+def ranked(told: Sequence[Chapter]) -> list[str]:
+    """The findings of all chapters: the first of each, the second of each, and so on."""
+    most = max((len(each.findings) for each in told), default=0)
+    return [each.findings[n] for n in range(most) for each in told if n < len(each.findings)]
+
+
+def _glossary(cast: Cast) -> dict[str, str]:
+    """What the words mean, with the methods of the page among them."""
+    methods = dict.fromkeys(str(row["method"]) for run in cast.runs for row in run.rows)
+    named = {name: METHODS[name] for name in methods if name in METHODS and name != TEACHER}
+    return {**READING, **named}
+
+
+def chapters(cast: Cast, seen: Live) -> list[Chapter]:
+    """What there is to tell about some runs, in order."""
     notes = [*seen.notes, *(f"{words}." for words in seen.troubles)]
-    return [
+    every = [
         accuracy(cast),
         training(cast),
-        _read("energy", lambda: costs(cast, seen.levels), cast),
+        _read("energy", lambda: costs(cast), cast),
         _read("noise", lambda: noise(cast), cast),
         _read("saliency", lambda: looks(cast, seen.galleries, notes), cast),
         spikes(cast, seen.firing),
         _read("evenness", lambda: evenness(cast), cast),
         _read("health", lambda: health(cast), cast),
         own_measures(cast),
-        made(cast, again),
-        missing(cast),
     ]
+    return [each for each in every if each is not None]
 
 
 def _read(name: str, chapter: Callable[[], Chapter | None], cast: Cast) -> Chapter | None:
@@ -183,5 +230,6 @@ def tiles(cast: Cast) -> list[dict[str, Any]]:
             found.setdefault(run.label + at, run.accuracy)
         layers = layers_of(run) if run.spikes and len(cast.runs) == 1 else {}
         if layers:
-            found["spikes per neuron and step, mean over layers"] = f"{mean_rate(layers):.3f}"
+            by_layer = mean_rates(layers)["rate_by_layer"]
+            found["spikes per neuron and time step (firing rate by layer)"] = f"{by_layer:.3f}"
     return [{"name": name, "value": value} for name, value in found.items()][:MOST_TILES]

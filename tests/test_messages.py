@@ -1,0 +1,142 @@
+"""What the command line says: flags as they were typed, fields of data, how long it will take."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import spikelet
+from spikelet.cli import main
+from spikelet.cli.fields import data_fields
+from spikelet.cli.typed import told
+from spikelet.errors import UserError
+from spikelet.execute import ann, bptt, rate
+from spikelet.neuron import IF
+from spikelet.quantise import quantised
+from spikelet.recipe import DATA, Training, resolve
+from spikelet.terms import Hybrid
+from spikelet.train.log import LONG, SETTLED, Log, duration
+from spikelet.train.state import Standing
+
+
+@pytest.mark.parametrize(
+    "argument, words, said",
+    [
+        ("validation=5000", "teach --data digits", "--validation 5000"),
+        ("validation=9", "teach --data digits --validation 9", "--validation 9"),
+        ("data_root=/a/b", "teach --data cifar10", "--data-root /a/b"),
+        ("data_root=/a/b", "teach --data cifar10 --data-root /c", "--data-root /a/b"),
+        ("data_root=/a/b/c", "measure run --data-root /a/b", "--data-root /a/b"),
+        ("run = runs/a", "measure runs/a steps", "RUN runs/a"),
+        ("run = runs/a", "report runs/a runs/b", "RUN runs/a"),
+        ("run = runs/a", "distill --teacher runs/a", "--teacher runs/a"),
+        ("steps = 3", "distill --teacher runs/a", "steps = 3"),
+        ("measure noise", "measure runs/a", "measure noise"),
+    ],
+)
+def test_errors_name_what_was_typed(argument: str, words: str, said: str) -> None:
+    error = UserError(argument, "it is wrong", "mend it")
+    assert told(error, words.split()).argument == said
+    assert told(error, words.split()).fix == "mend it"
+
+
+def test_a_place_within_a_typed_folder_is_told_with_it() -> None:
+    error = told(UserError("data_root=/a/b/c", "damaged", "mend"), ["teach", "--data-root", "/a"])
+    assert (error.argument, error.message) == ("--data-root /a", "/a/b/c: damaged")
+
+
+def test_device_that_is_not_there_is_one_sentence_of_ours(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = str(tmp_path / "run")
+    assert main(["teach", "--data", "digits", "--device", "tpu", "--out", out]) == 2
+    said = capsys.readouterr().err
+    assert "--device tpu" in said and "what it has here is cpu" in said
+    assert "privateuseone" not in said and said.count("\n") == 1
+
+
+def test_help_lists_the_fields_of_every_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that the functions themselves have."""
+    for name, known in data_fields().items():
+        assert known == list(inspect.signature(resolve("data", name, DATA)).parameters), name
+    assert set(data_fields()) == set(DATA)
+    for verb in ("teach", "distill", "compare"):
+        assert main([verb, "--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        (line,) = (line for line in lines if line.split()[:1] == ["cifar10"])
+        assert {"root", "protocol", "size"} <= set(line.split())
+
+
+def test_temperature_of_zero_is_refused() -> None:
+    with pytest.raises(UserError, match=r"hybrid\.tau"):
+        Hybrid(tau=0.0)
+
+
+# ---- an input without time ------------------------------------------------------------------
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
+
+
+@pytest.mark.parametrize("execute", [rate, bptt, quantised])
+def test_images_without_time_are_told(execute: spikelet.Execute) -> None:
+    images = torch.rand(4, 1, 8, 8)
+    net = spikelet.convert(convolutional(), IF(), calibrate=images)
+    assert execute(net, images.expand(2, *images.shape)).logits.shape == (2, 4, 3)
+    for x in (images, images[0], images[None, None]):
+        with pytest.raises(UserError, match="expected time first"):
+            execute(net, x)
+
+
+@pytest.mark.parametrize("execute", [rate, bptt])
+def test_rows_of_numbers_without_time_are_told(execute: spikelet.Execute) -> None:
+    """A network without images knows its axes from those it was calibrated on."""
+    rows = torch.rand(4, 5)
+    net = spikelet.convert(nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), IF(),
+                           calibrate=rows)
+    assert execute(net, rows.expand(2, 4, 5)).logits.shape == (2, 4, 3)
+    with pytest.raises(UserError, match=r"x \(4, 5\)"):
+        execute(net, rows)
+
+
+def test_an_ann_needs_time_too() -> None:
+    net = spikelet.graph.capture(convolutional())
+    images = torch.rand(4, 1, 8, 8)
+    assert ann(net, images[None]).logits.shape == (1, 4, 3)
+    with pytest.raises(UserError, match="expected time first"):
+        ann(net, images)
+
+
+# ---- how long it takes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "seconds, said", [(100, "2 min"), (3540, "59 min"), (3600, "1 h 0 min"), (12_000, "3 h 20 min")]
+)
+def test_durations_in_words(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize("batches", [40, 4000])
+def test_a_long_training_is_foretold_once(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("spikelet.train.log.time.monotonic", lambda: now[0])
+    console = Console(record=True, file=io.StringIO(), width=200)
+    training = Training(epochs=2)
+    with Log(None, training, batches, Standing(), console) as log:
+        for batch in range(1, 30):
+            now[0] += 0.6
+            log.step(0, batch, 1.0)
+    lines = [line for line in console.export_text().splitlines() if "to go" in line]
+    first = -(-SETTLED // 0.6)
+    left = (2 * batches - first) * 0.6
+    assert len(lines) == (1 if left > LONG else 0)
+    if lines:
+        assert duration(left) in lines[0] and "0.60 s" in lines[0]
