@@ -32,6 +32,8 @@ from spikelet.recipe import METHODS, Recipe, default_recipe
 
 ROW = {"method", "steps", "accuracy", "std", "n", "seed", "split"}
 FEW = ("--data", "test_cli:few", "--model", "small-cnn", "--width", "4", "--epochs", "1")
+DISTILL = ("distill", "--teacher", "TEACHER")
+HYBRID = ("--method", "hybrid")
 
 
 def few(validation: int = 20) -> Dataset:
@@ -74,7 +76,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def student(teacher: Path) -> Path:
     """The run of a student for two time steps after one epoch."""
     run = teacher.with_name("student")
-    flags = ("--steps", "2", "--epochs", "1", "--neuron.signed", "True")
+    flags = ("--method", "hybrid", "--steps", "2", "--epochs", "1", "--neuron.signed", "True")
     flags += ("--terms.hybrid.weight", "0.5", "--seed", "3", "--calibrate", "32")
     assert quiet("distill", "--teacher", str(teacher), "--out", str(run), *flags) == 0
     return run
@@ -256,15 +258,15 @@ MISTAKES = {
     "neuron": (["distill", "--teacher", "TEACHER", "--neuron", "ILF", "--out", "OUT"], "LIF"),
     "execute": (["distill", "--teacher", "TEACHER", "--execute", "rat", "--out", "OUT"], "rate"),
     "term": (
-        ["distill", "--teacher", "TEACHER", "--terms.hybrit.tau", "4", "--out", "OUT"],
+        ["distill", "--teacher", "TEACHER", *HYBRID, "--terms.hybrit.tau", "4", "--out", "OUT"],
         "hybrid",
     ),
     "field": (
-        ["distill", "--teacher", "TEACHER", "--terms.hybrid.wieght", "4", "--out", "OUT"],
+        ["distill", "--teacher", "TEACHER", *HYBRID, "--terms.hybrid.wieght", "4", "--out", "OUT"],
         "weight",
     ),
     "value": (
-        ["distill", "--teacher", "TEACHER", "--terms.hybrid.weight", "much", "--out", "OUT"],
+        [*DISTILL, *HYBRID, "--terms.hybrid.weight", "much", "--out", "OUT"],
         "number",
     ),
     "out is in a file": (["teach", "--data", "digits", "--out", "FILE"], "is a file"),
@@ -576,7 +578,8 @@ def test_cut_inside_a_residual_block(tmp_path: Path, capfd: pytest.CaptureFixtur
     words = ("--model", "resnet20", "--width", "1", "--epochs", "0")
     assert quiet("teach", *FEW, *words, "--out", run) == 0
     capfd.readouterr()
-    words = ("distill", "--teacher", run, "--terms.hybrid.on", "layer1.1.relu1", "--steps", "1")
+    words = ("distill", "--teacher", run, *HYBRID, "--steps", "1")
+    words += ("--terms.hybrid.on", "layer1.1.relu1")
     said = sentence(capfd, *words, "--calibrate", "4", "--out", tmp_path / "out")
     assert "goes around" in said
 
@@ -748,7 +751,7 @@ def set_leaves(text: str, task: str = "distill") -> Recipe:
     rest, leaves = split(text.split())
     assert rest == []
     model = {"kind": "small-cnn", "width": 16}
-    return overridden(default_recipe(task, {"kind": "digits"}, model=model), leaves)
+    return overridden(default_recipe(task, {"kind": "digits"}, "hybrid", model=model), leaves)
 
 
 @pytest.mark.parametrize(
@@ -844,7 +847,7 @@ def test_wrong_leaf_is_one_sentence(text: str, said: str) -> None:
         _, leaves = split(text.split())
         leaves = leaves or [Leaf(text.split()[0][2:], (), text.split()[0])]
         model = {"kind": "small-cnn", "width": 16}
-        overridden(default_recipe("distill", {"kind": "digits"}, model=model), leaves)
+        overridden(default_recipe("distill", {"kind": "digits"}, "hybrid", model=model), leaves)
     assert said in str(raised.value)
 
 

@@ -45,7 +45,7 @@ FIELDS: Mapping[str, dict[str, Any]] = {
     "distilling-spikes": UNROLLED,
 }
 FUSED = ("rate", "bptt")  # ways of running that can compile their neurons
-DEFAULT_METHOD = "hybrid"
+DEFAULT_METHOD = "kdsnn-feature"
 
 # Distillation starts near a solution: adaptive steps, with the gradient's norm clipped, keep it.
 TEACH: Mapping[str, dict[str, Any]] = {
