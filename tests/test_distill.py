@@ -353,3 +353,9 @@ def test_autocast(execute: object) -> None:
     assert loss.dtype == torch.float32
     assert all(bool(torch.isfinite(g).all()) for g in gradients(whole, loss).values())
     assert all(bool(torch.isfinite(v)) for v in parts.values())
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_is_a_number_from_0_on(weight: float) -> None:
+    with pytest.raises(UserError, match=r"terms.logits.weight"):
+        distiller({"ce": CrossEntropy(), "logits": Logits(weight=weight)})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +207,30 @@ def test_no_graph_without_a_gpu(taught: Path, tmp_path: Path, dataset: Dataset) 
     mine = recipe(training=Training(epochs=1, batch=50, graph=True))
     with pytest.raises(UserError, match="no CUDA GPU"):
         run(taught, tmp_path / "run", dataset, mine)
+
+
+def test_a_finished_run_without_weights_is_not_resumed(
+    taught: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    out = tmp_path / "run"
+    run(taught, out, dataset, recipe())
+    (out / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"weights model.safetensors are gone"):
+        run(taught, out, dataset, recipe(), resume=True)
+    (out / "results.json").unlink()
+    run(taught, out, dataset, recipe(), resume=True)
+    assert load(out).kind == "student"
+
+
+def test_a_teacher_that_guesses_is_told(tmp_path: Path, dataset: Dataset) -> None:
+    said = io.StringIO()
+    training = Training(epochs=1, batch=50, learning_rate=1e-6)
+    model = {"kind": "small-cnn", "width": 2}
+    teach(
+        default_recipe("teach", DATA, model=model, training=training),
+        tmp_path / "run", console=Console(file=said), device="cpu", dataset=dataset,
+    )  # fmt: skip
+    row = json.loads((tmp_path / "run" / "results.json").read_text())["rows"][0]
+    guessed = row["accuracy"] < 1.5 / len(dataset.classes)
+    assert ("train it longer" in said.getvalue()) == guessed
+    assert guessed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -127,6 +128,9 @@ class Distiller(nn.Module):
                     f"{type(term).__name__} is not a term",
                     "derive a frozen dataclass from spikelet.Term",
                 )
+            if not 0 <= term.weight < math.inf:
+                what = "expected a weight of 0 or more"
+                raise UserError(f"terms.{name}.weight = {term.weight}", what, "try 1")
             if term.taught and self.teacher is None:
                 raise UserError("teacher = None", f"term {name!r} needs a teacher", "pass one")
             if RANK[term.time] > RANK[available]:

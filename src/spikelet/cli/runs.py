@@ -138,6 +138,7 @@ def resumed(
         UserError: if there is no run, or a flag would change its recipe.
     """
     from spikelet.train import job, read_json, read_recipe
+    from spikelet.train.place import require_weights
     from spikelet.train.stored import stored_rows
 
     run = Path(options.resume)
@@ -152,6 +153,7 @@ def resumed(
         fix = f"use `spikelet {recipe.task} --resume {run}`"
         raise UserError(f"--resume {run}", f"this is a run of `{recipe.task}`", fix)
     if (run / "results.json").exists():
+        require_weights(run)
         rows = stored_rows(run, "delete it and resume the run to measure again")
         console.print(f"{run} is finished", markup=False, highlight=False, soft_wrap=True)
         stored = {**read_json(run / "results.json"), "rows": rows}

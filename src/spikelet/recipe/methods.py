@@ -73,7 +73,7 @@ DISTILL: Mapping[str, dict[str, Any]] = {
 }
 LONG: dict[str, Any] = {"epochs": 30, "learning_rate": 0.1}
 SHORT: dict[str, Any] = {"epochs": 10}
-ENOUGH = {"teach": 1000, "distill": 400}  # steps: what small data take, seen more often
+ENOUGH = {"teach": 500, "distill": 400}  # steps: what small data take, seen more often
 GENTLE: dict[str, Any] = {"optimiser": "adamw", "learning_rate": 2e-3, "clip": 1.0}
 
 

@@ -131,9 +131,13 @@ def own_measures(cast: Cast) -> Chapter | None:
     return Chapter(Section("Other measures", look, blocks)) if blocks else None
 
 
-def missing(cast: Cast) -> Chapter | None:
+def missing(cast: Cast, pictures: bool = True) -> Chapter | None:
     """What is not measured yet, and the command for it; None where nothing is missing."""
     blocks: list[Block] = []
+    if not pictures:
+        line = shlex.join(["spikelet", "report", *(str(run.path) for run in cast.runs)])
+        words = "What the networks look at and their spikes need the data, which take time to read."
+        blocks += [Note(words), Code(wrapped(line))]
     for run in cast.runs:
         for name, why in run.left_out.items():
             blocks.append(Note(f"{name} of {run.label} was left out: {why}"))

@@ -69,16 +69,16 @@ def write(
     seen = see(cast.runs, root) if wanted else Live()
     for words in seen.troubles:
         tell(words)
-    text = page_of(cast, seen, again)
+    text = page_of(cast, seen, again, pictures=wanted)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return out
 
 
-def page_of(cast: Cast, seen: Live, again: Again) -> str:
-    """The page as text."""
-    end = missing(cast)
+def page_of(cast: Cast, seen: Live, again: Again, pictures: bool = True) -> str:
+    """The page as text; without `pictures` it says how to get them."""
+    end = missing(cast, pictures)
     told = [*chapters(cast, seen), made(cast, again), *([] if end is None else [end])]
     glossary = Section("What the words mean", "", [Facts(_glossary(cast))])
     return run_page(

@@ -57,6 +57,7 @@ from spikelet.train.running import encoder, runner, spiking
 from spikelet.train.stored import DESCRIPTIONS, RESULTS_FILE, stored_accuracy
 
 HEALTH_IMAGES = 250
+HARDLY = 1.5  # times chance: a teacher below it has nothing to teach
 BEST_FILE = "selected.safetensors"
 
 
@@ -103,6 +104,7 @@ def teach(
         selected = _train(recipe, place, dataset, distiller, score, None)
         value = score(dataset.test)
         rows = [row(ANN, None, value, recipe.seed, kind="ann", **selected)]
+        _doubt(rows[0], dataset, place)
         return _close(recipe, place, dataset, model, rows, None)
 
 
@@ -173,6 +175,7 @@ def distill(
         if recipe.method != "convert" or not controls:
             rows += student_rows(recipe, dataset, student, steps, place.device)
         rows[-1].update(more)
+        _doubt(rows[0], dataset, place)
         lineage = dict(teacher.description)
         if place.writes:
             lineage["sha256"] = digest(place.out / TEACHER_FILE)
@@ -248,6 +251,8 @@ def _announce(recipe: Recipe, place: Place, dataset: Dataset, net: nn.Module) ->
         f"training {kind} ({values:,} parameters) on {len(dataset.train):,} images of {shape}, "
         f"{training.epochs} epochs in batches of {training.batch}, on {place.device}"
     )
+    if training.epochs > recipe.training.epochs:
+        words += f"; so many for {training.least_steps} steps (--epochs N sets another number)"
     place.console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -257,6 +262,16 @@ def _peak(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _doubt(teacher: Mapping[str, Any], dataset: Dataset, place: Place) -> None:
+    """Says so where a teacher hardly answers better than one who guesses."""
+    chance = 1 / len(dataset.classes)
+    if teacher["method"] == ANN and teacher["accuracy"] < HARDLY * chance and place.writes:
+        place.tell(
+            f"the teacher answers {teacher['accuracy']:.1%} of the test images rightly, where "
+            f"guessing among {len(dataset.classes)} classes answers {chance:.1%}: train it longer"
+        )
 
 
 def _begin_anew(place: Place, best: Path) -> None:

@@ -20,6 +20,7 @@ from spikelet.heap import keep_freed_memory
 from spikelet.processes import first, rank
 from spikelet.recipe import Recipe
 from spikelet.train.interrupt import begun_line
+from spikelet.train.load import MODEL_FILE
 from spikelet.train.run import (
     ENV_FILE,
     env,
@@ -79,6 +80,7 @@ def finished(place: Place) -> dict[str, Any] | None:
     """
     results = place.out / RESULTS_FILE
     if results.exists() and place.resume:
+        require_weights(place.out)
         rows = stored_rows(place.out, AGAIN)
         return {**read_json(results), "rows": rows}
     if rank():  # the first process has looked, and may have begun to write
@@ -90,6 +92,14 @@ def finished(place: Place) -> dict[str, Any] | None:
             f"out = {place.out}", "it holds an unfinished run", "resume it or name another folder"
         )
     return None
+
+
+def require_weights(run: Path) -> None:
+    """Raises for a finished run whose weights are gone."""
+    if not (run / MODEL_FILE).exists():
+        what = f"it is finished, but its weights {MODEL_FILE} are gone"
+        fix = f"delete {run / RESULTS_FILE} and resume it: they are made again"
+        raise UserError(f"run = {run}", what, fix)
 
 
 @contextmanager
