@@ -28,12 +28,13 @@ from spikelet.cli.output import accuracy_table
 from spikelet.cli.typed import told
 from spikelet.data import Dataset, Split, digits
 from spikelet.errors import UserError
-from spikelet.recipe import METHODS, Recipe, default_recipe
+from spikelet.recipe import DITHER, METHODS, Recipe, default_recipe
 
 ROW = {"method", "steps", "accuracy", "std", "n", "seed", "split"}
 FEW = ("--data", "test_cli:few", "--model", "small-cnn", "--width", "4", "--epochs", "1")
 DISTILL = ("distill", "--teacher", "TEACHER")
 HYBRID = ("--method", "hybrid")
+PLAIN = {"kind": "IF", "dither": DITHER}
 
 
 def few(validation: int = 20) -> Dataset:
@@ -154,7 +155,7 @@ def test_distill_writes_teacher_conversion_and_student(student: Path) -> None:
 def test_distill_takes_data_of_its_teacher_and_leaves(teacher: Path, student: Path) -> None:
     recipe = json.loads((student / "recipe.json").read_text())
     assert recipe["data"] == {"kind": "test_cli:few"}
-    assert recipe["neuron"] == {"kind": "IF", "signed": True}
+    assert recipe["neuron"] == {**PLAIN, "signed": True}
     assert recipe["terms"]["hybrid"] == {"kind": "hybrid", "weight": 0.5}
     assert recipe["teacher"] == {"run": str(teacher)}
     assert (recipe["seed"], recipe["steps"], recipe["calibrate"]) == (3, 2, 32)
@@ -763,9 +764,9 @@ def set_leaves(text: str, task: str = "distill") -> Recipe:
         ("--training.ema 0.9", lambda r: r.training.ema, 0.9),
         ("--training.tensorboard", lambda r: r.training.tensorboard, True),
         ("--training.optimiser adamw", lambda r: r.training.optimiser, "adamw"),
-        ("--neuron.threshold 2", lambda r: r.neuron, {"kind": "IF", "threshold": 2.0}),
-        ("--neuron.initial -1", lambda r: r.neuron, {"kind": "IF", "initial": -1.0}),
-        ("--neuron.kind LIF", lambda r: r.neuron, {"kind": "LIF"}),
+        ("--neuron.threshold 2", lambda r: r.neuron, {**PLAIN, "threshold": 2.0}),
+        ("--neuron.initial -1", lambda r: r.neuron, {**PLAIN, "initial": -1.0}),
+        ("--neuron.kind LIF", lambda r: r.neuron, {**PLAIN, "kind": "LIF"}),
         (
             "--neuron.surrogate.alpha 3 --neuron.surrogate.kind sigmoid",
             lambda r: r.neuron["surrogate"],

@@ -18,7 +18,7 @@ from spikelet.convert import convert
 from spikelet.encode import repeat
 from spikelet.execute import rate
 from spikelet.neuron import IF, LIF, Integrator
-from spikelet.slopes import by_jvp, eligibility
+from spikelet.slopes import by_jvp, closed_form, eligibility
 from spikelet.spike import Arctangent, Rectangle, Sigmoid, Surrogate, Triangle
 
 triton: Any = pytest.importorskip("triton", reason="triton is not installed")
@@ -249,6 +249,7 @@ NEURONS = [
     LIF(tau=3.0, surrogate=Arctangent(), detach=False),
     LIF(tau=1.25, input_decay=True),
     IF(signed=True),
+    IF(dither=0.5),
 ]
 
 
@@ -260,12 +261,30 @@ def test_the_slope_is_the_derivative_of_the_scan(kernels: ModuleType, neuron: In
     neuron.set_threshold(*thresholds(3))
     expected = by_jvp(neuron.to(DEVICE), x.double())
     output, _, slope = kernels.scan(
-        x, neuron.theta, neuron.initial, 5,
+        x, neuron.theta, neuron.beginning(x[0]), 5,
         leak=neuron.leak, gain=neuron.gain, rest=neuron.v_reset, surrogate=neuron.surrogate,
         hard=neuron.reset == "hard", detached=neuron.detached, signed=neuron.signed,
     )  # fmt: skip
     torch.testing.assert_close(output, expected.output.float())
     torch.testing.assert_close(slope, expected.slope.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("laid_out", [Tensor.contiguous, channels_last])
+@pytest.mark.parametrize("kind", ["soft", "hard to -0.25", "signed"])
+def test_a_start_for_each_place(kernels: ModuleType, kind: str, laid_out: Any) -> None:
+    """Ordered dither, with tiles that divide neither images nor rows."""
+    hard, detached, signed, rest = KINDS[kind]
+    reset: Any = "hard" if hard else "soft"
+    neuron = IF(reset=reset, v_reset=rest, detach=detached, signed=signed, dither=0.5).to(DEVICE)
+    neuron.set_threshold(*thresholds(3))
+    x = laid_out(currents(4, 3, 3, 5, 4))
+    given = settings(neuron.surrogate, kind)
+    output, _, slope = kernels.scan(
+        x, neuron.theta, neuron.beginning(x[0]), 4, tile=16, warps=1, **given
+    )
+    expected = closed_form(neuron, x, 4)
+    assert torch.equal(output, expected.output)
+    torch.testing.assert_close(slope, expected.slope, rtol=2e-5, atol=1e-5)
 
 
 def small_net() -> nn.Module:
@@ -327,6 +346,7 @@ COMPILED = [
     {"SURROGATE": "rectangle", "ALONG": "columns", "HARD": True, "LEAKY": True},
     {"SURROGATE": "arctangent", "ALONG": "none", "SIGNED": True, "STATIC": True},
     {"SURROGATE": "triangle", "ALONG": "columns", "AFFINE": True, "DETACHED": True},
+    {"SURROGATE": "sigmoid", "ALONG": "columns", "PLACED": True},
     {"SURROGATE": "sigmoid", "ALONG": "rows", "SLOPED": False, "STEPS": 40, "UNROLL": 1},
     {"SURROGATE": "sigmoid", "ALONG": "columns", "AFFINE": True, "SUMMED": True, "MAPPED": True},
 ]
@@ -339,10 +359,11 @@ def test_it_compiles_for_a_gpu(tmp_path: Path, chosen: dict[str, object]) -> Non
 
     kernel = importlib.import_module("spikelet.kernels")._scan
     flags = dict.fromkeys(
-        ("STATIC", "AFFINE", "SUMMED", "MAPPED", "LEAKY", "HARD", "DETACHED", "SIGNED"), False
+        ("STATIC", "AFFINE", "SUMMED", "MAPPED", "LEAKY", "HARD", "DETACHED", "SIGNED", "PLACED"),
+        False,
     ) | {"SLOPED": True, "STEPS": 3, "UNROLL": 3, "ROWS": 16, "COLUMNS": 64}  # fmt: skip
     flags |= chosen
-    kinds = ["*bf16"] * 4 + ["*fp32"] * 7 + ["i32"] * 4 + ["fp32"] * 4
+    kinds = ["*bf16"] * 4 + ["*fp32"] * 7 + ["i32"] * 5 + ["fp32"] * 4
     names = kernel.arg_names
     signature = dict.fromkeys(names, "constexpr") | dict(zip(names, kinds, strict=False))
     constants = {(names.index(name),): value for name, value in flags.items()}

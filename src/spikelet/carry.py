@@ -97,7 +97,7 @@ class Closed:
         precise = torch.promote_types(self.dtype, torch.float32)
         theta, start = (
             per_channel(value.detach().to(current.device, precise), current)
-            for value in (neuron.theta, neuron.initial)
+            for value in (neuron.theta, neuron.beginning(current))
         )
         self.leak, self.gain = float(neuron.leak), float(neuron.gain)
         kind = (neuron.reset == "hard", neuron.detached, neuron.signed)

@@ -69,7 +69,8 @@ def scan(
     Args:
         currents: "T B C ...", or "1 B C ..." (or a T of stride 0) where each step is the same; of
             `DTYPES`. Copied if a step is neither contiguous nor channels-last.
-        theta, start: threshold and initial potential, each a scalar or "C".
+        theta: threshold, a scalar or "C".
+        start: potential before the first step, a scalar, "C" or "C ...".
         steps: T.
         scale, shift: "C", the affine map of a batch norm before the neuron.
         other: "T B C ...", a second current that is added, with an affine map of its own.
@@ -84,6 +85,7 @@ def scan(
     dtype = dtype or currents.dtype
     output, mean = _empty(steps, currents[0], dtype), _empty(0, currents[0], dtype)
     slope = _empty(0, currents[0], slope_dtype) if need_slope else mean
+    placed = start.ndim > 1
     values = _values(theta, start, [scale, shift, other_scale, other_shift], currents)
     along, rows, columns = _matrix(currents[0], inner, values[0].numel() > 1)
     name, width = _named(surrogate)
@@ -95,12 +97,13 @@ def scan(
     with torch.cuda.device(mean.device) if mean.is_cuda else contextlib.nullcontext():
         _scan[grid](
             currents, second, output, mean, slope, *values,
-            rows, columns, mean.numel(), mean.shape[1],
+            rows, columns, mean.numel(), mean.shape[1], mean[0].numel(),
             leak, gain, rest, width, STEPS=steps, UNROLL=steps if steps <= MOST_UNROLLED else 1,
             STATIC=len(currents) == 1, ALONG=along, AFFINE=scale is not None,
             SUMMED=other is not None, MAPPED=other_scale is not None, SURROGATE=name,
             LEAKY=leaky, HARD=hard, DETACHED=detached, SIGNED=signed, SLOPED=need_slope,
-            ROWS=tile // wide, COLUMNS=wide, num_warps=warps, enable_fp_fusion=not leaky,
+            PLACED=placed, ROWS=tile // wide, COLUMNS=wide, num_warps=warps,
+            enable_fp_fusion=not leaky,
         )  # fmt: skip
     return output, mean, slope if need_slope else None
 
@@ -148,10 +151,18 @@ def _matrix(first: Tensor, inner: int, per_channel: bool) -> tuple[str, int, int
 def _values(
     theta: Tensor, start: Tensor, maps: Sequence[Tensor | None], like: Tensor
 ) -> list[Tensor]:
-    """Threshold, start and affine maps in fp32 on the current's device, each one value or "C"."""
-    given = [theta, start, *(theta if x is None else x for x in maps)]
+    """Threshold, start and affine maps in fp32 on the current's device, each one value or "C".
+
+    A start "C ..." lies as one image of the currents does.
+    """
+    given = [theta if x is None else x.detach() for x in (theta, None, *maps)]
+    given[1] = start.detach() if start.ndim < 2 else theta
     count = max(x.numel() for x in given)
-    return [x.detach().to(like.device, torch.float32).expand(count).contiguous() for x in given]
+    values = [x.to(like.device, torch.float32).expand(count).contiguous() for x in given]
+    if start.ndim > 1:
+        values[1] = torch.empty_strided(start.shape, like.stride()[2:], device=like.device)
+        values[1].copy_(start.detach())
+    return values
 
 
 def _named(surrogate: Surrogate) -> tuple[str, float]:
@@ -245,12 +256,12 @@ def _scan(
     currents: tl.tensor, second: tl.tensor, output: tl.tensor, mean: tl.tensor, slope: tl.tensor,
     theta: tl.tensor, start: tl.tensor, scale: tl.tensor, shift: tl.tensor,
     other_scale: tl.tensor, other_shift: tl.tensor,
-    rows: tl.tensor, columns: tl.tensor, size: tl.tensor, channels: tl.tensor,
+    rows: tl.tensor, columns: tl.tensor, size: tl.tensor, channels: tl.tensor, image: tl.tensor,
     leak: tl.tensor, gain: tl.tensor, rest: tl.tensor, width: tl.tensor,
     STEPS: tl.constexpr, UNROLL: tl.constexpr, STATIC: tl.constexpr, ALONG: tl.constexpr,
     AFFINE: tl.constexpr, SUMMED: tl.constexpr, MAPPED: tl.constexpr,
     SURROGATE: tl.constexpr, LEAKY: tl.constexpr, HARD: tl.constexpr,
-    DETACHED: tl.constexpr, SIGNED: tl.constexpr, SLOPED: tl.constexpr,
+    DETACHED: tl.constexpr, SIGNED: tl.constexpr, SLOPED: tl.constexpr, PLACED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
     """One tile of ROWS x COLUMNS elements through all steps."""
@@ -277,7 +288,10 @@ def _scan(
         other_scale = tl.load(other_scale + channel, mask=there, other=0.0)
         other_shift = tl.load(other_shift + channel, mask=there, other=0.0)
     zero = tl.full([ROWS, COLUMNS], 0.0, tl.float32)
-    v = tl.load(start + channel, mask=there, other=0.0) + zero
+    if PLACED:
+        v = tl.load(start + (place + local) % image, mask=inside, other=0.0)
+    else:
+        v = tl.load(start + channel, mask=there, other=0.0) + zero
     count, slopes, rho, none = zero, zero, zero + gain, zero.to(sent.dtype)
     source, target = currents + place + local, output + place + local
     added = second + place + local

@@ -24,6 +24,23 @@ def from_rows(x: Tensor, like: Tensor) -> Tensor:
     return x.reshape(len(x), *shape)
 
 
+def beginning_rows(start: Tensor, like: Tensor) -> Tensor:
+    """Potentials "C ..." before the first step of "T B C ..." as "C N", or "P C 1" of P places.
+
+    The latter, where `like` has its channels last, is that of one image: see `begun`.
+    """
+    if is_channels_last(like):
+        return start.movedim(0, -1).reshape(-1, len(start), 1).contiguous()
+    return start.reshape(len(start), -1).contiguous()
+
+
+def begun(start: Tensor, row: Tensor) -> Tensor:
+    """The first potential of each of "R C N": of "C 1" or "C N", or of "P C 1" for each image."""
+    if start.ndim < 3:
+        return start.expand_as(row)
+    return start.repeat(row.shape[0] // start.shape[0], 1, 1)
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether the steps of a tensor "T B C ..." have their channels innermost."""
     first = x[0]

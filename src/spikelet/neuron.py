@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from spikelet.dither import pattern
 from spikelet.errors import UserError
 from spikelet.spike import Sigmoid, Surrogate, fire
 
@@ -29,8 +30,8 @@ class Scan(NamedTuple):
 
 
 def per_channel(value: Tensor, current: Tensor) -> Tensor:
-    """A scalar or "C" parameter, shaped to broadcast against a current "B C ..."."""
-    return value if value.ndim == 0 else value.reshape(-1, *[1] * (current.ndim - 2))
+    """A scalar, "C" or "C ...", shaped to broadcast against a current "B C ..."."""
+    return value if value.ndim != 1 else value.reshape(-1, *[1] * (current.ndim - 2))
 
 
 class Neuron(nn.Module):
@@ -132,8 +133,12 @@ class Integrator(Neuron):
         detach: bool | None,
         surrogate: Surrogate | None,
         signed: bool,
+        dither: float,
     ) -> None:
         super().__init__(threshold, initial, learn_threshold)
+        if not 0 <= dither <= 1:
+            what = "expected a share of the threshold, 0 to 1"
+            raise UserError(f"dither = {dither}", what, "try 0.25, or 0 for none")
         if reset not in ("soft", "hard"):
             raise UserError(f"reset = {reset!r}", "expected 'soft' or 'hard'", "choose one")
         if signed and reset == "hard":
@@ -143,6 +148,7 @@ class Integrator(Neuron):
         self.surrogate = surrogate if surrogate is not None else Sigmoid()
         self.signed = signed
         self.detach_reset = detach
+        self.dither = float(dither)
 
     @property
     @abstractmethod
@@ -165,8 +171,19 @@ class Integrator(Neuron):
             return self.detach_reset
         return float(self.leak) <= 0.5
 
+    def beginning(self, current: Tensor) -> Tensor:
+        """The potential before the first step of a current "B C ...": a scalar, "C" or "C ...".
+
+        v(0) = initial + theta dither p, with p the `pattern` of ordered dither.
+        """
+        if not self.dither or current.ndim < 3:
+            return self.initial
+        theta, initial = (per_channel(x.detach(), current) for x in (self.theta, self.initial))
+        return initial + theta * self.dither * pattern(current)
+
     def start(self, current: Tensor) -> tuple[Tensor, ...]:
-        potential = torch.zeros_like(current) + per_channel(self.initial, current).to(current)
+        first = per_channel(self.beginning(current), current).to(current)
+        potential = torch.zeros_like(current) + first
         return (potential, torch.zeros_like(current)) if self.signed else (potential,)
 
     def step(
@@ -198,6 +215,7 @@ class IF(Integrator):
         detach: whether the reset is a constant in the backward pass; None decides by the leak.
         surrogate: derivative of the spike with respect to u = h / theta - 1.
         signed: whether a spike of -1 may take back an earlier one.
+        dither: over which share of theta initial potentials of neighbouring neurons are spread.
     """
 
     def __init__(
@@ -210,9 +228,10 @@ class IF(Integrator):
         detach: bool | None = None,
         surrogate: Surrogate | None = None,
         signed: bool = False,
+        dither: float = 0.0,
     ) -> None:
         super().__init__(
-            threshold, initial, learn_threshold, reset, v_reset, detach, surrogate, signed
+            threshold, initial, learn_threshold, reset, v_reset, detach, surrogate, signed, dither
         )
 
     @property
@@ -233,6 +252,7 @@ class LIF(Integrator):
             rate-based backpropagation.
         input_decay: whether the input current is divided by tau.
         threshold, initial, learn_threshold, reset, v_reset, detach, surrogate, signed: as in IF.
+        dither: as in IF.
     """
 
     def __init__(
@@ -247,9 +267,10 @@ class LIF(Integrator):
         detach: bool | None = None,
         surrogate: Surrogate | None = None,
         signed: bool = False,
+        dither: float = 0.0,
     ) -> None:
         super().__init__(
-            threshold, initial, learn_threshold, reset, v_reset, detach, surrogate, signed
+            threshold, initial, learn_threshold, reset, v_reset, detach, surrogate, signed, dither
         )
         if tau <= 1:
             raise UserError(f"tau = {tau}", "expected more than 1 step", "raise it or use IF")
@@ -275,7 +296,7 @@ class PLIF(Integrator):
     Args:
         tau: membrane time constant in steps at the start, above 1.
         input_decay: whether the input current is divided by tau, too.
-        threshold, initial, learn_threshold, reset, v_reset, surrogate, signed: as in IF.
+        threshold, initial, learn_threshold, reset, v_reset, surrogate, signed, dither: as in IF.
         detach: as in IF; None decides once, by the leak at the start, not anew as w is learned.
     """
 
@@ -291,12 +312,13 @@ class PLIF(Integrator):
         detach: bool | None = None,
         surrogate: Surrogate | None = None,
         signed: bool = False,
+        dither: float = 0.0,
     ) -> None:
         if tau <= 1:
             raise UserError(f"tau = {tau}", "expected more than 1 step", "raise it or use IF")
         detach = 1 - 1 / tau <= 0.5 if detach is None else detach
         super().__init__(
-            threshold, initial, learn_threshold, reset, v_reset, detach, surrogate, signed
+            threshold, initial, learn_threshold, reset, v_reset, detach, surrogate, signed, dither
         )
         self.input_decay = input_decay
         self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))

@@ -22,7 +22,7 @@ from torch.func import functional_call, jvp
 
 from spikelet import kernels
 from spikelet.dual import Affine, Summand, window_means
-from spikelet.layout import as_rows, from_rows
+from spikelet.layout import as_rows, beginning_rows, begun, from_rows
 from spikelet.neuron import Integrator, Neuron, Scan, per_channel, scan
 
 
@@ -142,7 +142,8 @@ def scan_arguments(
 ) -> tuple[Any, ...]:
     """What `eligibility` takes for a neuron and its currents "T B C ..."."""
     folded = as_rows(currents, currents)
-    theta, start = (_column(x, folded) for x in (neuron.theta, neuron.initial))
+    theta, start = _column(neuron.theta, folded), neuron.beginning(currents[0])
+    start = beginning_rows(start.to(theta), currents) if start.ndim > 1 else _column(start, folded)
     if fuse and affine is None:  # one compiled form for both
         affine = (torch.ones_like(theta), torch.zeros_like(theta))
     waiting = () if affine is None else tuple(_column(x, folded) for x in affine)
@@ -167,7 +168,7 @@ def in_one_kernel(
     output, mean, slope = kernels.scan(
         currents,
         neuron.theta,
-        neuron.initial,
+        neuron.beginning(currents[0]),
         steps,
         leak=float(neuron.leak),
         gain=float(neuron.gain),
@@ -208,11 +209,11 @@ def eligibility(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output theta * s "T B C N", slope of its mean "B C N", that mean "B C N".
 
-    Currents are "T B C N", or "1 B C N" where each step is the same; theta, start, scale and shift
-    "C 1"; `other`, which is added, likewise. All answers have the currents' precision, the
-    recursion fp32 at least. The slope is a zero if it is not wanted.
+    Currents are "T B C N", or "1 B C N" where each step is the same; theta, scale and shift "C 1",
+    start that or as `begun` takes it; `other`, which is added, likewise. All answers have the
+    currents' precision, the recursion fp32 at least. The slope is a zero if it is not wanted.
     """
-    v = start.expand_as(currents[0])
+    v = begun(start, currents[0])
     rho: Tensor | float = gain
     slope, sent, total, outputs = *(torch.zeros_like(v) for _ in range(3)), []
     for t in range(steps):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from spikelet.layout import as_rows, from_rows
+from spikelet.layout import as_rows, beginning_rows, begun, from_rows
 from spikelet.neuron import IF, LIF, PLIF, Integrator, Neuron
 from spikelet.slopes import compiled
 
@@ -58,7 +58,7 @@ def unrolled(neuron: Integrator, currents: Tensor, fuse: bool = False) -> Tensor
         neuron.detached,
         neuron.signed,
     )
-    return _Unrolled.apply(currents, neuron.theta, neuron.initial, form, fuse)
+    return _Unrolled.apply(currents, neuron.theta, neuron.beginning(currents[0]), form, fuse)
 
 
 def mean_over(output: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def moments(currents: Tensor, theta: Tensor, start: Tensor, form: Form) -> Itera
     last: Moment | None = None
     total: Tensor | None = None
     for current in currents.unbind(0):
-        v = start.expand(current.shape) if last is None else discharged(last, theta, form)
+        v = started(start, current) if last is None else discharged(last, theta, form)
         h = charged(v, current.to(v.dtype), form)
         sent = None if total is None else total > 0
         # h >= theta exactly where the rounded h / theta - 1 is at least 0; in place it gives
@@ -139,7 +139,10 @@ def discharged(step: Moment, theta: Tensor, form: Form) -> Tensor:
 
 
 def outputs(currents: Tensor, theta: Tensor, start: Tensor, form: Form) -> Tensor:
-    """theta * s of currents, both "T R C N"; theta and start are scalars or "C 1"."""
+    """theta * s of currents, both "T R C N"; theta and start are scalars or "C 1".
+
+    The start may also be what `begun` takes.
+    """
     steps = moments(currents, theta, start, form)
     return torch.stack([(theta * step.spikes).to(currents.dtype) for step in steps])
 
@@ -171,9 +174,16 @@ def gradients(
     return torch.stack(found[::-1])
 
 
+def started(start: Tensor, row: Tensor) -> Tensor:
+    """The potential before the first step, as `begun`; or of a scalar."""
+    return begun(start, row) if start.ndim else start.expand(row.shape)
+
+
 def column(value: Tensor, currents: Tensor, fuse: bool) -> Tensor:
     """A parameter in the precision of the recursion: "C 1", or a scalar if nothing is compiled."""
     value = value.to(currents.device, torch.promote_types(currents.dtype, torch.float32))
+    if value.ndim > 1:
+        return beginning_rows(value, currents)
     if not fuse:
         return value.unsqueeze(1) if value.ndim else value
     # a stride of 0 would count as another form, and be compiled anew

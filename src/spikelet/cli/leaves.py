@@ -25,12 +25,12 @@ from spikelet.recipe import (
     Spec,
     Table,
     Training,
+    another_kind,
     import_path,
     plain,
     resolve,
     validated,
 )
-from spikelet.recipe.methods import FUSED
 
 ONE = {"data": DATA, "model": MODELS, "teacher": MODELS, "neuron": NEURONS}
 ONE |= {"execute": EXECUTES, "encode": ENCODERS}
@@ -152,13 +152,12 @@ def _set(holder: Any, key: Any, rest: list[str], leaf: Leaf, table: Table, where
 
 
 def _choose(holder: Any, key: Any, spec: Spec | None, leaf: Leaf, table: Table) -> None:
-    """Another kind starts with its own defaults; whether neurons are compiled stays as it was."""
+    """Another kind of a spec, with its own defaults but for what every kind shares."""
     if len(leaf.words) != 1:
         raise UserError(leaf.flag, "expected one name", f"choose one of {', '.join(table)}")
     import_path(leaf.flag, leaf.words[0], table)
     if spec is None or spec.get("kind") != leaf.words[0]:
-        kept = table is EXECUTES and leaf.words[0] in FUSED and "fuse" in (spec or {})
-        holder[key] = {"kind": leaf.words[0]} | ({"fuse": spec["fuse"]} if kept and spec else {})
+        holder[key] = another_kind(str(key), leaf.words[0], spec)
 
 
 def _field(leaf: Leaf, spec: Spec, table: Table, where: str, name: str) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from spikelet.errors import UserError, unknown
-from spikelet.recipe import Recipe
+from spikelet.recipe import Recipe, another_kind
 
 GRIDS_OWN = ("task", "data", "model", "teacher", "method", "steps", "seed")
 
@@ -97,7 +97,7 @@ def _place(fields: dict[str, Any], path: list[str], value: Any) -> None:
     *way, last = path
     if last == "kind":
         *way, last = way
-        value = {"kind": value}
+        value = another_kind(last, value, fields.get(last))
     elif last == "surrogate" and isinstance(value, str):
         value = {"kind": value}
     holder: Any = fields

@@ -35,7 +35,7 @@ from spikelet.examine.subject import subject
 from spikelet.examine.work import file_of, work
 from spikelet.measure import accuracy, accuracy_over_steps, health
 from spikelet.neuron import IF
-from spikelet.recipe import Recipe
+from spikelet.recipe import DITHER, Recipe
 from spikelet.recipe.methods import DEFAULT_METHOD, default_recipe
 from spikelet.train import Interrupted, read_json, write_json
 from spikelet.train.job import calibration, distill, teach
@@ -199,5 +199,5 @@ def _measured(
 
 
 def _converted(teacher: nn.Module, images: Tensor, test: Any, steps: int) -> float:
-    net = convert(teacher, IF(), steps=steps, calibrate=images)
+    net = convert(teacher, IF(dither=DITHER), steps=steps, calibrate=images)
     return accuracy_over_steps(net, test, [steps])[steps]

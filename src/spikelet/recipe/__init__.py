@@ -2,7 +2,9 @@
 
 from spikelet.recipe.methods import (
     DEFAULT_METHOD,
+    DITHER,
     METHODS,
+    another_kind,
     default_recipe,
     terms_of,
 )
@@ -25,6 +27,7 @@ __all__ = [
     "AUGMENTS",
     "DATA",
     "DEFAULT_METHOD",
+    "DITHER",
     "ENCODERS",
     "EXECUTES",
     "METHODS",
@@ -36,6 +39,7 @@ __all__ = [
     "Spec",
     "Table",
     "Training",
+    "another_kind",
     "build",
     "default_recipe",
     "import_path",

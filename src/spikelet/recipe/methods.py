@@ -7,7 +7,7 @@ from typing import Any
 
 from spikelet.errors import unknown
 from spikelet.recipe.recipe import Recipe, Training
-from spikelet.recipe.tables import Spec
+from spikelet.recipe.tables import NEURONS, Spec
 
 CE: Spec = {"kind": "cross-entropy"}
 KD: Spec = {"kind": "logits", "tau": 3.0}
@@ -46,6 +46,7 @@ FIELDS: Mapping[str, dict[str, Any]] = {
 }
 FUSED = ("rate", "bptt")  # ways of running that can compile their neurons
 DEFAULT_METHOD = "kdsnn-feature"
+DITHER = 0.125  # of the threshold: enough for uniform areas, no loss elsewhere (docs/recipe.md)
 
 # Distillation starts near a solution: adaptive steps, with the gradient's norm clipped, keep it.
 TEACH: Mapping[str, dict[str, Any]] = {
@@ -88,6 +89,18 @@ def terms_of(method: str) -> dict[str, Spec]:
     return {name: dict(spec) for name, spec in METHODS[method].items()}
 
 
+def another_kind(place: str, kind: str, spec: Spec | None) -> Spec:
+    """The spec of another kind in a place of the recipe: it starts with its own defaults.
+
+    Whether neurons are compiled stays as it was, and so does their dither, where the kind is one
+    that takes it.
+    """
+    takes = {"execute": ("fuse", FUSED), "neuron": ("dither", NEURONS)}
+    name, kinds = takes.get(place, ("", ()))
+    kept = {name: spec[name]} if spec and name in spec and kind in kinds else {}
+    return {"kind": kind, **kept}
+
+
 def default_recipe(task: str, data: Spec, method: str = DEFAULT_METHOD, **fields: Any) -> Recipe:
     """The recipe a run starts from; `fields` replace whole fields of it.
 
@@ -107,6 +120,7 @@ def default_recipe(task: str, data: Spec, method: str = DEFAULT_METHOD, **fields
         "training": Training(**{"least_steps": ENOUGH[task], **training}),
     }
     if not teach:
+        values |= {"neuron": {"kind": "IF", "dither": DITHER}}
         values |= {"execute": {"kind": "rate"}} | FIELDS.get(method, {})
         if kind != "digits" and values["execute"]["kind"] in FUSED:
             values["execute"] = {**values["execute"], "fuse": True}
