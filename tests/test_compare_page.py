@@ -21,6 +21,7 @@ from spikelet.cli.arguments import parse
 from spikelet.cli.compare import grid_of
 from spikelet.cli.leaves import split
 from spikelet.compare.closer import MOST, chosen, closer
+from spikelet.compare.closer import _measures as lines
 from spikelet.compare.grid import Grid
 from spikelet.compare.line import line_of
 from spikelet.compare.work import Job
@@ -76,6 +77,31 @@ def test_what_cannot_be_shown_is_said(
     monkeypatch.setattr(sys.modules["spikelet.compare.closer"], "close_up", broken)
     first, *_ = closer(tmp_path, Grid({"kind": "digits"}), jobs_of(runs))
     assert "No single run is shown: ZeroDivisionError: oh" in first.look
+
+
+def test_noise_and_saliency_of_all_seeds_are_one_line(tmp_path: Path) -> None:
+    """The others are measured for the first seed; one seed alone needs no line of its own."""
+    grid = Grid({"kind": "digits"}, ("hybrid",), (2,), seeds=3)
+    jobs = []
+    for cell in grid.cells():
+        jobs.append(Job("cell", cell.name, tmp_path / cell.name, grid.recipe(cell)))
+        if (cell.method, cell.seed) != ("none", 2):  # that one is not finished
+            row = {"method": cell.method, "steps": 2, "accuracy": 0.5, "split": "test"}
+            row |= {"std": None, "n": 1, "seed": cell.seed}
+            (tmp_path / cell.name).mkdir()
+            (tmp_path / cell.name / "results.json").write_text(json.dumps({"rows": [row]}))
+    best, base = (
+        next(j for j in jobs if (j.recipe.method, j.recipe.seed) == (m, 0))
+        for m in ("hybrid", "none")
+    )
+    first, over = lines(jobs, best, base)
+    assert not {"noise", "saliency"} & set(first) and "energy" in first
+    assert over[over.index("--versus") :][1:] == [
+        str(tmp_path / name) for name in ("none-T2-seed0", "hybrid-T2-seed1", "none-T2-seed1")
+    ]
+    assert over[2] == first[2] == str(best.folder) and over[3:5] == ["noise", "saliency"]
+    ((only),) = lines([best, base], best, base)
+    assert only[3:] == ["--versus", str(base.folder)]
 
 
 def test_runs_are_of_the_largest_t_and_the_first_seed(tmp_path: Path) -> None:

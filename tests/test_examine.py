@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,22 +24,26 @@ from small import network
 from small import student as small_student
 from spikelet.cli import main
 from spikelet.cli import measure as measure_command
-from spikelet.data import Dataset, digits
+from spikelet.data import Dataset, Split, cifar10, digits
 from spikelet.encode import repeat
 from spikelet.errors import UserError
-from spikelet.examine import MEASURES, Tell, chosen
+from spikelet.examine import MEASURES, Tell, chosen, exposure
 from spikelet.examine import health as health_of_run
 from spikelet.examine import natural as natural_files
 from spikelet.examine import noise as noise_of_run
+from spikelet.examine import saliency as saliency_of_run
 from spikelet.examine import steps as steps_of_run
 from spikelet.examine.exposure import planned, way
+from spikelet.examine.seeds import matched
 from spikelet.examine.subject import Subject, measured_part, subject
 from spikelet.examine.table import NEED_ANOTHER, NEED_SPIKES, images_of
 from spikelet.examine.work import file_of, finite, work
 from spikelet.execute import ann, bptt
 from spikelet.graph import capture
+from spikelet.measure.corruptions import KINDS
 from spikelet.measure.similarity import linear_cka
 from spikelet.quantise import quantised
+from spikelet.recipe import Recipe
 from spikelet.train import load
 
 FEW = ("--data", "test_examine:few", "--model", "small-cnn", "--width", "4", "--epochs", "20")
@@ -270,7 +275,7 @@ def test_noise_on_images_is_the_same_for_all(noise: dict[str, Any]) -> None:
         assert found["hybrid"] == found[twin], name
     beside = noise["versus"][twin]["all"]
     for part in ("clean", "noisy", "drop", "kept"):
-        assert beside[part] == {"mean": 0, "low": 0, "high": 0}
+        assert beside[part]["mean"] == 0 and beside[part]["low"] <= 0 <= beside[part]["high"]
 
 
 def test_noise_that_means_nothing_is_null(noise: dict[str, Any]) -> None:
@@ -281,7 +286,8 @@ def test_noise_that_means_nothing_is_null(noise: dict[str, Any]) -> None:
     for kind in ("weight-noise", "weight-bits", "gaussian", "haze"):
         assert all(noise["kinds"][kind]["networks"].values())
         assert noise["versus"]["teacher"][kind]["images"] == noise["n"]
-    assert any("keeps" in line for line in noise_of_run.say(noise))
+    lines = [line for line in noise_of_run.say(noise) if "one trained network each" in line]
+    assert len(lines) == len(noise["versus"]) and all("Another seed" in line for line in lines)
     json.dumps(noise, allow_nan=False)
 
 
@@ -340,35 +346,155 @@ def test_places_of_other_architectures_are_stages() -> None:
     assert len(mixed) == 1  # only the resolution of the input is in both
 
 
-def test_files_beside_cifar10(
+def of_cifar(seen: Subject, root: Path, **data: Any) -> Subject:
+    """The same images as if they were the test part of CIFAR-10 in a folder."""
+    recipe = dataclasses.replace(seen.loaded.recipe, data={"kind": "cifar10", "root": root, **data})
+    loaded = dataclasses.replace(seen.loaded, recipe=recipe)
+    cifar = dataclasses.replace(seen.dataset, name="cifar10")
+    return dataclasses.replace(seen, loaded=loaded, dataset=cifar)
+
+
+@pytest.fixture
+def beside(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two severities of four images as files; what does not belong to these labels is left."""
+) -> tuple[Subject, np.ndarray, np.ndarray]:
+    """A subject of three images; files of two severities of four images; and what is in them."""
     monkeypatch.setattr(natural_files, "OFFICIAL", 4)
     monkeypatch.setattr(natural_files, "SEVERITIES", 2)
-    seen = of(runs).cut(3)
-    loaded = seen.loaded
-    data = dict(loaded.recipe.data, root=str(tmp_path))
-    loaded = dataclasses.replace(loaded, recipe=dataclasses.replace(loaded.recipe, data=data))
-    cifar = dataclasses.replace(seen.dataset, name="cifar10")
-    seen = dataclasses.replace(seen, loaded=loaded, dataset=cifar)
-    assert natural_files.natural(seen, 3) == {}
-    pixels = np.arange(8 * 2 * 2 * 3, dtype=np.uint8).reshape(8, 2, 2, 3)
-    labels = np.array([*cifar.test.labels.tolist(), 9] * 2, dtype=np.uint8)
+    seen = of_cifar(of(runs).cut(3), tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    labels = np.array([*seen.dataset.test.labels.tolist(), 9] * 2, dtype=np.uint8)
     (tmp_path / "CIFAR-10-C").mkdir()
     np.save(tmp_path / "CIFAR-10-C" / "labels.npy", labels)
     np.save(tmp_path / "CIFAR-10-C" / "jpeg_compression.npy", pixels)
     np.savez(tmp_path / "cifar10.npz", x_test_jpeg=pixels[:4], y_test_jpeg=labels[:4])
+    return seen, pixels, labels
+
+
+def test_files_beside_cifar10(
+    beside: tuple[Subject, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    """Image i of the test part is image i of every severity; other labels are refused."""
+    seen, pixels, labels = beside
     found = natural_files.natural(seen, 3)
-    assert list(found) == ["jpeg", "c-jpeg-compression"]
-    unit, (first, second) = found["c-jpeg-compression"]
+    assert list(found.kinds) == ["jpeg", "c-jpeg-compression"] and not found.notes
+    unit, (first, second) = found.kinds["c-jpeg-compression"]
     assert unit == "severity"
     for i, image in enumerate([*first, *second]):
         expected = torch.from_numpy(pixels[i if i < 3 else i + 1]).permute(2, 0, 1)
         assert torch.equal(image, expected)
     np.save(tmp_path / "CIFAR-10-C" / "labels.npy", (labels + 1) % 10)
-    assert list(natural_files.natural(seen, 3)) == ["jpeg"]
-    assert natural_files.natural(dataclasses.replace(seen, split="validation"), 3) == {}
+    found = natural_files.natural(seen, 3)
+    assert list(found.kinds) == ["jpeg"]
+    assert len(found.notes) == 1 and "its labels are not those" in found.notes[0]
+    assert not natural_files.natural(dataclasses.replace(seen, split="validation"), 3).kinds
+
+
+def test_other_test_parts_of_cifar10_have_no_files(
+    beside: tuple[Subject, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    """Batch 5 and JPEG images are not what was corrupted, though labels might agree."""
+    for data, words in (({"protocol": "batch5"}, "batch5"), ({"test": "jpeg"}, "JPEG already")):
+        found = natural_files.natural(of_cifar(beside[0], tmp_path, **data), 3)
+        assert not found.kinds and len(found.notes) == 2
+        assert all(words in note for note in found.notes)
+    mnist = dataclasses.replace(beside[0].dataset, name="mnist")
+    found = natural_files.natural(dataclasses.replace(beside[0], dataset=mnist), 3)
+    assert not found.kinds and not found.notes
+
+
+def test_files_that_are_not_as_published_are_named(
+    beside: tuple[Subject, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    seen, pixels, _ = beside
+    folder = tmp_path / "CIFAR-10-C"
+    np.save(folder / "fog.npy", pixels[:6])
+    np.save(folder / "frost.npy", pixels.astype(np.float32))
+    (folder / "snow.npy").write_bytes(b"no array")
+    found = natural_files.natural(seen, 3)
+    assert list(found.kinds) == ["jpeg", "c-jpeg-compression"]
+    for name, words in (("fog", "(6, 8, 8, 3)"), ("frost", "float32"), ("snow", "cannot be read")):
+        assert any(f"{name}.npy" in note and words in note for note in found.notes), name
+    (folder / "labels.npy").unlink()
+    found = natural_files.natural(seen, 3)
+    assert list(found.kinds) == ["jpeg"] and "no labels.npy" in found.notes[0]
+
+
+def test_files_are_as_large_as_the_images(
+    beside: tuple[Subject, np.ndarray, np.ndarray],
+) -> None:
+    """CIFAR-10 averaged to fewer pixels: its corrupted images are averaged likewise."""
+    seen, pixels, _ = beside
+    small = seen.dataset.test.images[:, :, ::2, ::2]
+    half = dataclasses.replace(seen.dataset, test=Split(small, seen.dataset.test.labels))
+    half = dataclasses.replace(half, train=half.test)
+    found = natural_files.natural(dataclasses.replace(seen, dataset=half), 3)
+    image = found.kinds["jpeg"][1][0][1]
+    expected = pixels[1].reshape(4, 2, 4, 2, 3).mean((1, 3)).round()
+    assert image.shape == (3, 4, 4)
+    assert np.abs(image.permute(1, 2, 0).numpy() - expected).max() <= 1
+
+
+def test_jpeg_images_of_cifar10_are_those_of_the_test_part(data_root: Path) -> None:
+    """Image by image: each is nearer to its own original than to its neighbour's."""
+    root = data_root
+    if not (root / "cifar10.npz").exists():
+        pytest.skip(f"no cifar10.npz in {root}")
+    dataset = cifar10(root=root)
+    loaded = type("Run", (), {"recipe": Recipe("teach", {"kind": "cifar10", "root": str(root)})})
+    seen = type("Seen", (), {"dataset": dataset, "split": "test", "loaded": loaded})
+    count = len(dataset.test)
+    found = natural_files.natural(seen, count).kinds["jpeg"][1][0].float()
+    assert len(found) == count
+    clean = dataset.test.images.float()
+    own = (found - clean).square().flatten(1).mean(1)
+    other = (found - clean.roll(1, 0)).square().flatten(1).mean(1)
+    assert bool((own < other).all())
+    assert 29 < float((10 * (255**2 / own).log10()).median()) < 32
+
+
+# ---- networks again with other seeds ------------------------------------------------------------
+
+
+def again(runs: dict[str, Path], name: str, seed: int, folder: Path) -> Path:
+    """A run's folder as if it had been trained with another seed."""
+    other = shutil.copytree(runs[name], folder / f"{name}-seed{seed}")
+    recipe = json.loads((other / "recipe.json").read_text())
+    (other / "recipe.json").write_text(json.dumps({**recipe, "seed": seed}))
+    results = json.loads((other / "results.json").read_text())
+    results.pop("sums")
+    (other / "results.json").write_text(json.dumps(results))
+    return other
+
+
+def test_seeds_are_paired_and_told(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seeds of two methods: intervals over seeds, and none of a single pair of them."""
+    monkeypatch.setattr(exposure, "kinds_of", lambda unit: {k: KINDS[k] for k in ("haze", "blur")})
+    monkeypatch.setattr(exposure, "DISTURBANCES", {})
+    more = [again(runs, name, 7, tmp_path) for name in ("hybrid", "none")]
+    loaded = load(runs["hybrid"])
+    versus = [str(each) for each in (runs["none"], *more, runs["qann"])]
+    seen = subject(loaded, loaded.dataset(), versus)
+    (pair,) = matched(seen)
+    assert (pair.method, pair.minus, list(pair.networks)) == ("hybrid", "none", [2, 7])
+    assert pair.networks[2] == ("hybrid", "none")
+    found = finite(noise_of_run.examine(seen.cut(40), silent))
+    (row,) = found["over_seeds"]
+    single = found["versus"]["none"]["all"]["kept"]["mean"]
+    assert row["kept"]["mean"] == pytest.approx(single)
+    noisy = found["versus"]["none"]["all"]["noisy"]["mean"]  # the same weights twice
+    assert row["noisy"]["mean"] == pytest.approx(noisy)
+    lines = noise_of_run.say(found)
+    assert sum("over 2 seeds" in line for line in lines) == 1
+    assert sum("one trained network each" in line for line in lines) == 2  # teacher and qann
+    alike = finite(saliency_of_run.examine(seen.cut(60), silent))
+    (row,) = alike["over_seeds"]
+    means = {each["network"]: each["spearman"]["mean"] for each in alike["similarity"]}
+    assert row["spearman"]["mean"] == pytest.approx(means["hybrid"] - means["none"])
+    assert any("over 2 seeds" in line for line in saliency_of_run.say(alike))
+    assert matched(of(runs, versus=("none", "qann"))) == []
 
 
 # ---- several measures ---------------------------------------------------------------------------

@@ -304,8 +304,9 @@ def test_kinds_together_count_the_same() -> None:
 def test_network_beside_itself_shows_nothing() -> None:
     found = random_right(0.8, 0.5, 3)
     beside = against(found, found)
-    for part in ("clean", "noisy", "drop", "kept"):
-        assert beside[part] == {"mean": 0, "low": 0, "high": 0}
+    for part in ("clean", "noisy", "kept"):
+        assert beside[part]["mean"] == 0 and beside[part]["low"] < 0 < beside[part]["high"]
+    assert beside["drop"] == {"mean": 0, "low": 0, "high": 0}
 
 
 def test_kept_by_a_loop_over_images() -> None:
@@ -318,7 +319,7 @@ def test_kept_by_a_loop_over_images() -> None:
     found = against(mine, other)
     n = found["images_both_right"]
     mean = sum(differences) / n
-    deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1))
+    deviation = math.sqrt((sum((d - mean) ** 2 for d in differences) + 1) / (n - 1))
     assert n == len(differences) < found["images"] == 300
     assert found["kept"]["mean"] == pytest.approx(mean)
     half = 1.97 * deviation / math.sqrt(n)  # t of some 200 degrees of freedom
@@ -334,7 +335,7 @@ def test_kept_ignores_what_clean_accuracy_explains() -> None:
     better, worse = (Right.of(each, [[each & survives]]) for each in clean)
     found = against(better, worse)
     assert found["noisy"]["low"] > 0.1
-    assert found["kept"]["low"] == found["kept"]["mean"] == 0
+    assert found["kept"]["low"] < found["kept"]["mean"] == 0 < found["kept"]["high"] < 0.002
     assert found["drop"]["low"] < 0 < found["drop"]["high"]
 
 

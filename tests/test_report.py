@@ -232,7 +232,7 @@ def test_spiking_teacher_is_called_one() -> None:
     assert at(2, [still, *students]) == [still, students[1]]
     assert "a spiking network at T = 1, answers" in sentences(taught, [], "none")[0]
     words = " ".join(Reader(page([taught[0], *students], title="t", default="none")).words)
-    assert "ordinary network" not in words and "without time steps" not in words
+    assert "ordinary network (ANN) that" not in words and "without time steps" not in words
     assert "teacher (spiking, T\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}1)" in words
     words = " ".join(Reader(page([still, *students], title="t", default="none")).words)
     assert "ordinary network" in words and "without time steps" in words

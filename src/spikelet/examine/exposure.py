@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from spikelet.examine.natural import natural
+from spikelet.examine.natural import Natural
 from spikelet.examine.subject import Seen, Subject
 from spikelet.execute import Execute, bptt, rate
 from spikelet.measure.corruptions import corrupt, kinds_of, source
@@ -131,18 +131,21 @@ class Exposure:
     show: Callable[[], dict[str, Right]]
 
 
-def exposures(plan: Plan, clean: Mapping[str, Tensor]) -> dict[str, Exposure]:
+def exposures(
+    plan: Plan, clean: Mapping[str, Tensor], files: Natural
+) -> dict[str, Exposure]:
     """Every kind of noise that there is for a plan, by name.
 
     Args:
         plan: what is shown to whom.
         clean: whether each network answers each clean image rightly, as `clean_hits` gives it.
+        files: corrupted images of the plan's subject.
     """
     found: dict[str, Exposure] = {}
     for kind, noise in kinds_of(plan.subject.dataset.unit).items():
         show = functools.partial(_on_images, plan, clean, kind)
         found[kind] = Exposure(IMAGE, noise.unit, noise.levels, noise.drawn, show)
-    for kind, (unit, images) in natural(plan.subject, len(plan.subject.dataset.test)).items():
+    for kind, (unit, images) in files.kinds.items():
         show = functools.partial(_from_files, plan, clean, images)
         found[kind] = Exposure(FILE, unit, tuple(range(1, len(images) + 1)), False, show)
     for kind, inner in DISTURBANCES.items():
@@ -195,7 +198,8 @@ def _inside(plan: Plan, clean: Mapping[str, Tensor], kind: str) -> dict[str, Rig
             continue
         draws = range(DRAWS if noise.drawn else 1)
         levels = [[_spoiled(plan, each, kind, level, d) for d in draws] for level in noise.levels]
-        found[each.seen.name] = Right.of(clean[each.seen.name], levels)
+        make = Right.of_common if noise.common else Right.of
+        found[each.seen.name] = make(clean[each.seen.name], levels)
     return found
 
 

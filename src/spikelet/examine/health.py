@@ -74,13 +74,22 @@ def similarities(subject: Subject, images: Tensor) -> dict[str, dict[str, Any]]:
     assert isinstance(seen.net, fx.GraphModule)
     pairs = places(seen.net, theirs, images[:2])
     execute = bptt if guide.spiking else ann
+    mine = {path: standing(seen.net, path) for path in pairs}
+    yours = {path: standing(theirs, tap) for path, tap in pairs.items()}
     with evaluating(seen.net), evaluating(theirs):
-        ours = bptt(seen.net, seen.encode(images, subject.steps), list(pairs)).taps
-        other = execute(theirs, guide.encode(images, subject.steps), list(pairs.values())).taps
+        ours = bptt(seen.net, seen.encode(images, subject.steps), [*mine.values()]).taps
+        other = execute(theirs, guide.encode(images, subject.steps), [*yours.values()]).taps
     return {
-        path: {"teacher": tap, "cka": linear_cka(ours[path].mean, other[tap].mean)}
-        for path, tap in pairs.items()
+        path: {"teacher": tap, "cka": linear_cka(ours[mine[path]].mean, other[tap].mean)}
+        for path, tap in yours.items()
     }
+
+
+def standing(net: fx.GraphModule, path: str) -> str:
+    """Where a place is tapped: of a ReLU that moved behind max pooling, the pooled activation."""
+    moved = net.meta["moved"]
+    place = moved.get(path) or moved.get(path.replace(".", "_"))
+    return path if place is None else standing(net, place)
 
 
 def places(net: fx.GraphModule, other: fx.GraphModule, example: Tensor) -> dict[str, str]:

@@ -8,17 +8,23 @@ from typing import Any
 import torch
 
 from spikelet.examine.exposure import DRAWS, INSIDE, Exposure, Plan, clean_hits, exposures, planned
+from spikelet.examine.natural import natural
+from spikelet.examine.seeds import matched
 from spikelet.examine.subject import Subject
 from spikelet.examine.table import Tell
-from spikelet.measure.immunity import Right, against, over_kinds, summary
-from spikelet.report.findings import signed
+from spikelet.measure.immunity import Right, against, over_kinds, over_seeds, summary
+from spikelet.report.findings import kept_of_a_pair, kept_over_seeds
 
 DEFINITIONS = {
     "accuracy": "share of images answered rightly, at each level; level 0 is clean",
     "deviation": "standard deviation of it over draws, on the first `n_again` images",
     "area": "mean accuracy over the levels, 0 included",
     "drop": "1 - (mean accuracy over the levels above 0) / (clean accuracy)",
-    "versus": "the run's network less the other, paired over images, with 95 % intervals",
+    "versus": "the run's network less the other, paired by image, with 95 % intervals over images "
+    "(of noise that is the same for all images over its draws, too). They are about these two "
+    "trained networks: what other images would change, not what another seed of training would",
+    "over_seeds": "the run's way of training less another, paired by seed and image, where two or "
+    "more runs of each were measured; 95 % intervals over seeds and images",
     "kept": "difference of the accuracy under noise on the images that both answer rightly when "
     "clean: the part of the gain that clean accuracy does not explain",
     "all": "over all kinds of noise on images, each counted the same",
@@ -34,12 +40,14 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
       level, `area`, `drop`; None where the noise means nothing.
     - `networks`: `clean`, `noisy`, `area` and `drop` over all noise on images.
     - `versus`, by the other's name: `against` by kind, and under "all" over all noise on images.
-    - `n` images, `definitions` of these words.
+    - `over_seeds`, a row for each other way of training of which two seeds or more take part.
+    - `n` images, `definitions` of these words, `notes` about files that could not be used.
     """
     plan = planned(subject)
+    files = natural(plan.subject, len(plan.subject.dataset.test))
     with torch.no_grad():
         tell(0, 1, "clean images")
-        shown = exposures(plan, clean_hits(plan))
+        shown = exposures(plan, clean_hits(plan), files)
         found: dict[str, Mapping[str, Right]] = {}
         for done, (kind, exposure) in enumerate(shown.items()):
             tell(done, len(shown), kind)
@@ -47,11 +55,14 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
     outer = {kind: rights for kind, rights in found.items() if shown[kind].where != INSIDE}
     names = [each.seen.name for each in plan.running]
     return {
+        "network": subject.student.name,
         "n": len(plan.subject.dataset.test),
         "networks": {name: _overall(outer, name) for name in names},
         "kinds": {kind: _kind(shown[kind], found[kind], names, plan) for kind in shown},
         "versus": _versus(found, outer, names, subject),
+        "over_seeds": _over_seeds(outer, subject),
         "definitions": DEFINITIONS,
+        "notes": files.notes,
     }
 
 
@@ -95,6 +106,20 @@ def _versus(found: Found, outer: Found, names: list[str], subject: Subject) -> d
     return result
 
 
+def _over_seeds(outer: Found, subject: Subject) -> list[dict[str, Any]]:
+    """The run's way of training beside the others, over all noise on images."""
+    rows = []
+    for each in matched(subject):
+        pairs = [
+            tuple(over_kinds([rights[name] for rights in outer.values()]) for name in names)
+            for names in each.networks.values()
+        ]
+        who = {"method": each.method, "minus": each.minus, "seeds": list(each.networks)}
+        names = [list(names) for names in each.networks.values()]
+        rows.append({**who, "networks": names, **over_seeds([(a, b) for a, b in pairs])})
+    return rows
+
+
 def say(found: Mapping[str, Any]) -> list[str]:
     """What was found, in sentences."""
     lines = [
@@ -102,21 +127,15 @@ def say(found: Mapping[str, Any]) -> list[str]:
         f"the images (the first {found['n']})"
         for name, each in found["networks"].items()
     ]
+    rows = found.get("over_seeds", ())
+    for row in rows:
+        if row["kept"]["mean"] is not None:
+            names = row["method"], row["minus"]
+            lines.append(kept_over_seeds(*names, len(row["seeds"]), row["kept"]))
+    mine = found.get("network", "it")
+    covered = {name for row in rows for pair in row["networks"] for name in pair}
     for other, kinds in found["versus"].items():
         kept = kinds["all"]["kept"]
-        if kept["mean"] is not None:
-            lines.append(f"beside {other}, {_kept(kept)}")
-    return lines
-
-
-def _kept(kept: Mapping[str, float]) -> str:
-    """A paired difference with its interval, and whether it shows anything."""
-    low, high = 100 * kept["low"], 100 * kept["high"]
-    words = "no difference is shown" if low <= 0 <= high else "noise costs it "
-    if low > 0 or high < 0:
-        words += "less" if low > 0 else "more"
-    return (
-        f"{words}: of the images both answer rightly when clean it keeps "
-        f"{signed(100 * kept['mean'], 1)} points (95 % interval {signed(low, 1)} to "
-        f"{signed(high, 1)})"
-    )
+        if kept["mean"] is not None and other not in covered:
+            lines.append(kept_of_a_pair(mine, other, kept))
+    return [*lines, *found.get("notes", ())]

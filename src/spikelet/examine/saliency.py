@@ -11,9 +11,11 @@ from torch import Tensor
 
 from spikelet.encode import still
 from spikelet.errors import UserError
+from spikelet.examine.seeds import matched
 from spikelet.examine.subject import Seen, Subject
 from spikelet.examine.table import Tell
 from spikelet.execute import bptt
+from spikelet.measure.immunity import crossed
 from spikelet.measure.interval import paired_interval
 from spikelet.measure.masking import SHARES, Curve, curves, ends, random_order
 from spikelet.measure.saliency import (
@@ -45,7 +47,10 @@ DEFINITIONS = {
     "insertion": "the most salient pixels are shown first; a large area means they suffice",
     "fill": "a pixel that is not shown has the mean colour of the images measured",
     "images": "the first that every network answers rightly, so that accuracy is equal",
-    "interval": "95 % of Student's t over images; differences are paired by image",
+    "interval": "95 % of Student's t over images; differences are paired by image. They are about "
+    "these trained networks: what other images would change, not another seed of training",
+    "over_seeds": "the run's way of training less another, paired by seed and image, where two or "
+    "more runs of each were measured; 95 % intervals over seeds and images",
 }
 
 
@@ -79,6 +84,7 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
         "share": SHARE,
         "chance": chance(looked.images.shape[-2:].numel()),
         **_alike(looked.maps, first, subject.student.name),
+        "over_seeds": _over_seeds(looked.maps, first, subject),
         "integrated": _alike(looked.integrated, first, subject.student.name),
         **_masked(subject, looked, tell),
         "definitions": DEFINITIONS,
@@ -152,6 +158,23 @@ def _alike(maps: Mapping[str, Tensor], first: str, student: str) -> dict[str, An
         "similarity": [{"network": name, **_intervals(found)} for name, found in alike.items()],
         "similarity_differences": differences,
     }
+
+
+def _over_seeds(
+    maps: Mapping[str, Tensor], first: str, subject: Subject
+) -> list[dict[str, Any]]:
+    """The run's way of training less each other one, where both have several seeds."""
+    rows = []
+    for each in matched(subject):
+        names = list(each.networks.values())
+        pairs = [[similarities(maps[name], maps[first]) for name in pair] for pair in names]
+        found = {
+            measure: crossed(torch.stack([one[measure] - two[measure] for one, two in pairs]))
+            for measure in pairs[0][0]
+        }
+        who = {"method": each.method, "minus": each.minus, "seeds": list(each.networks)}
+        rows.append({**who, "networks": [list(pair) for pair in names], **found})
+    return rows
 
 
 def _intervals(
@@ -257,7 +280,13 @@ def say(found: Mapping[str, Any]) -> list[str]:
         f"pixels {_shown(row['overlap'])} (chance {found['chance']:.2f})"
         for row in found["similarity"]
     ]
-    return [f"on {found['n']} images that every network answers rightly", *lines]
+    what = "images that every network answers rightly (intervals over images, single networks)"
+    over = [
+        f"{row['method']} less {row['minus']} over {len(row['seeds'])} seeds: rank correlation "
+        f"{_shown(row['spearman'])}, interval over seeds and images"
+        for row in found.get("over_seeds", ())
+    ]
+    return [f"on {found['n']} {what}", *lines, *over]
 
 
 def _shown(interval: Mapping[str, Any]) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from spikelet.measure.interval import paired_interval
+from spikelet.errors import UserError
+from spikelet.measure.interval import combined, crossed_interval, image_part, over_images
 
 RESAMPLES = 2000
 LEVEL = 0.95
+NOTHING: dict[str, float | None] = {"mean": None, "low": None, "high": None}
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,14 @@ class Right:
             0, the clean images, and holds only 0 and 1.
         deviation: over draws of the accuracy at each level, on the images that all draws have; None
             where there is one draw only.
+        common: "D M", the share of levels at which each image that all draws have is answered
+            rightly, where a draw is one and the same for all images; None where each image has
+            noise of its own.
     """
 
     right: Tensor
     deviation: tuple[float | None, ...]
+    common: Tensor | None = None
 
     @staticmethod
     def of(clean: Tensor, levels: Sequence[Sequence[Tensor]]) -> Right:
@@ -37,6 +43,13 @@ class Right:
         """
         rows = [clean.double().cpu(), *(mean_right(draws) for draws in levels)]
         return Right(torch.stack(rows), (None, *(deviation(draws) for draws in levels)))
+
+    @staticmethod
+    def of_common(clean: Tensor, levels: Sequence[Sequence[Tensor]]) -> Right:
+        """The same of noise that is drawn once for all images, as that of weights."""
+        shared = min(len(hits) for draws in levels for hits in draws)
+        each = [torch.stack([h[:shared].double().cpu() for h in draws]) for draws in levels]
+        return replace(Right.of(clean, levels), common=torch.stack(each).mean(0))
 
 
 def mean_right(draws: Sequence[Tensor]) -> Tensor:
@@ -89,8 +102,10 @@ def against(mine: Right, other: Right, seed: int = 0) -> dict[str, Any]:
     - `kept`: mean(b1 - b2) over the images that both answer rightly when clean. There both
       start from 100 %, so this part of the gain is not explained by clean accuracy.
 
-    Intervals are Student's t of the paired differences; that of `drop`, a ratio, is the
-    percentile bootstrap over images with 2,000 resamples.
+    Intervals are those of `over_images`; that of `drop`, a ratio, is the percentile bootstrap over
+    images with 2,000 resamples. `covers` says what they are over: images alone where each has noise
+    of its own, else images and draws of the noise. None of them is over trainings: they are about
+    these two networks.
 
     Args:
         mine, other: the same levels and images.
@@ -98,23 +113,89 @@ def against(mine: Right, other: Right, seed: int = 0) -> dict[str, Any]:
     """
     clean = mine.right[0], other.right[0]
     noisy = mine.right[1:].mean(0), other.right[1:].mean(0)
-    both = (clean[0] == 1) & (clean[1] == 1)
+    both = both_right(mine, other)
+    every = torch.ones_like(both)
     return {
         "clean": paired(*clean),
-        "noisy": paired(*noisy),
+        "noisy": _under_noise(mine, other, every),
         "drop": _drops(clean, noisy, seed),
-        "kept": paired(noisy[0][both], noisy[1][both]),
+        "kept": _under_noise(mine, other, both),
+        "covers": "images" if mine.common is None else "images and draws",
         "images": len(both),
         "images_both_right": int(both.sum()),
     }
 
 
+def both_right(mine: Right, other: Right) -> Tensor:
+    """Which images both answer rightly when clean: bool "N"."""
+    return (mine.right[0] == 1) & (other.right[0] == 1)
+
+
 def paired(a: Tensor, b: Tensor) -> dict[str, float | None]:
-    """Mean of a - b over images "N" with its 95 % t interval; null below two images."""
-    if len(a) < 2:
-        return {"mean": None, "low": None, "high": None}
-    mean, low, high = paired_interval(a.tolist(), b.tolist(), LEVEL)
-    return {"mean": mean, "low": low, "high": high}
+    """Mean of a - b over images "N" with its interval; null below two images."""
+    return dict(NOTHING) if len(a) < 2 else _named(over_images(a - b, LEVEL))
+
+
+def over_seeds(pairs: Sequence[tuple[Right, Right]]) -> dict[str, Any]:
+    """`clean`, `noisy` and `kept` of `against` as means over pairs of trained networks.
+
+    Their intervals are over pairs and images both, by `crossed_interval`: what another seed of the
+    training and other images would change.
+
+    Args:
+        pairs: (one, the other) of each seed, all on the same images.
+    """
+    noisy = torch.stack([one.right[1:].mean(0) - two.right[1:].mean(0) for one, two in pairs])
+    clean = torch.stack([one.right[0] - two.right[0] for one, two in pairs])
+    both = torch.stack([both_right(one, two) for one, two in pairs])
+    kept = noisy.masked_fill(~both, torch.nan)
+    return {"clean": crossed(clean), "noisy": crossed(noisy), "kept": crossed(kept)}
+
+
+def crossed(differences: Tensor) -> dict[str, float | None]:
+    """Mean of differences "R N" with the interval of `crossed_interval`; null where it has none."""
+    try:
+        return _named(crossed_interval(differences, LEVEL))
+    except UserError:
+        return dict(NOTHING)
+
+
+def _named(interval: tuple[float, float, float]) -> dict[str, float | None]:
+    return dict(zip(("mean", "low", "high"), interval, strict=True))
+
+
+def _under_noise(mine: Right, other: Right, chosen: Tensor) -> dict[str, float | None]:
+    """Mean difference over noisy levels of the images `chosen` "N"."""
+    differences = mine.right[1:, chosen].mean(0) - other.right[1:, chosen].mean(0)
+    if len(differences) < 2:
+        return dict(NOTHING)
+    if mine.common is None or other.common is None:
+        return _named(over_images(differences, LEVEL))
+    drawn = _draw_part(mine.common - other.common, chosen)
+    if drawn is None:
+        return dict(NOTHING)
+    parts = [image_part(differences), drawn]
+    return _named(combined(float(differences.mean()), parts, LEVEL))
+
+
+def _draw_part(drawn: Tensor, chosen: Tensor) -> tuple[float, int] | None:
+    """(variance that the draws give a mean over images, its degrees of freedom).
+
+    Var = s^2 sum_k w_k^2, s^2 that of the draws' means, w_k the weight of draw k in the mean: the
+    first draw is the only one of most images.
+
+    Args:
+        drawn: differences "D M", of the images that all draws have.
+        chosen: the images that count, bool "N".
+    """
+    draws, shared = drawn.shape
+    few = chosen[:shared]
+    if not bool(few.any()) or draws < 2:
+        return None
+    weights = torch.full((draws,), float(few.sum()) / draws, dtype=torch.float64)
+    weights[0] += float(chosen[shared:].sum())
+    weights /= float(chosen.sum())
+    return float(drawn[:, few].mean(1).var() * weights.square().sum()), draws - 1
 
 
 def _drops(
@@ -126,7 +207,7 @@ def _drops(
     ones = torch.ones(1, stacked.shape[1], dtype=torch.float64)
     value, resampled = (_difference(w @ stacked.T) for w in (ones, weights))
     if not bool(value.isfinite().all()) or not bool(resampled.isfinite().all()):
-        return {"mean": None, "low": None, "high": None}
+        return dict(NOTHING)
     ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
     low, high = resampled.quantile(ends).tolist()
     return {"mean": float(value), "low": low, "high": high}

@@ -33,6 +33,7 @@ class Disturbance:
         unit: what a level is.
         drawn: whether it is random.
         needs: "spikes" where it means something for a spiking network only, else "weights".
+        common: whether what is drawn is the same for all images.
     """
 
     copy: Spoil
@@ -40,6 +41,7 @@ class Disturbance:
     unit: str
     drawn: bool = True
     needs: Literal["spikes", "weights"] = "weights"
+    common: bool = False
 
 
 @final
@@ -186,12 +188,13 @@ DISTURBANCES: Mapping[str, Disturbance] = {
         needs="spikes",
     ),
     "threshold-jitter": Disturbance(
-        jittered, (0.05, 0.1, 0.2), "relative standard deviation", needs="spikes"
+        jittered, (0.05, 0.1, 0.2), "relative standard deviation", needs="spikes", common=True
     ),
     "weight-noise": Disturbance(
         lambda net, level, draw, _: noisy_weights(net, level, draw),
         (0.05, 0.1, 0.2),
         "standard deviation, of that of the weights",
+        common=True,
     ),
     "weight-bits": Disturbance(
         lambda net, bits, _, __: quantised_weights(net, int(bits)), (8, 6, 4, 3), "bits", False

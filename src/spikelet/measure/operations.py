@@ -106,8 +106,8 @@ class _Count:
         return Signal(fold(value), "spikes")
 
     def _quantised(self, node: fx.Node, neuron: Neuron, x: Signal) -> Signal:
-        _require_levels(neuron)
-        value = levels(x.value, neuron.theta, neuron.beginning(x.value), self.levels)
+        even = _require_levels(neuron)
+        value = levels(x.value, even.theta, even.beginning(x.value), self.levels)
         theta = per_channel(neuron.theta, value).to(value)
         self._cell(node, value)
         bits = set_bits((value * self.levels / theta).round(), self.levels)
@@ -175,12 +175,17 @@ class _Count:
         return amount.flatten(2).sum(2, dtype=torch.float32).double().sum(0)
 
 
-def _require_levels(neuron: Neuron) -> None:
-    """Raises for a neuron that sums up to no level."""
-    sums = isinstance(neuron, Integrator) and neuron.reset == "soft"
-    if not sums or bool((torch.as_tensor(neuron.leak) != 1).any()):
+def _require_levels(neuron: Neuron) -> Integrator:
+    """The neuron; raises for one that sums up to no level."""
+    if isinstance(neuron, Integrator) and neuron.reset == "soft":
+        even = bool((torch.as_tensor(neuron.leak) == 1).all())
+    else:
+        even = False
+    if not even:
         what = "it leaks or resets to a fixed potential, so that it stands for no level"
         raise UserError(f"neuron {type(neuron).__name__}", what, "count it as it is, with spikes")
+    assert isinstance(neuron, Integrator)
+    return neuron
 
 
 def _costly(node: fx.Node, given: Sequence[Signal]) -> list[Signal]:

@@ -86,7 +86,8 @@ def accuracy_chart(
                 )
         steps_axis(axes, [row["steps"] for row in rows if row["steps"]])
         axes.set_ylabel("accuracy, %")
-        axes.legend(loc="lower right")
+        within_percent(axes)
+        _legend_below(axes)
     return drawn[0]
 
 
@@ -110,7 +111,7 @@ def difference_chart(comparisons: Sequence[Row], series: Mapping[str, int]) -> s
             )
         steps_axis(axes, [row["steps"] for row in comparisons])
         axes.set_ylabel("difference, points")
-        axes.legend(loc="best")
+        _legend_below(axes)
     return drawn[0]
 
 
@@ -126,7 +127,8 @@ def curve_chart(curves: Mapping[str, Sequence[float]], series: Mapping[str, int]
             )
         axes.set_xlabel("epoch")
         axes.set_ylabel("validation accuracy, %")
-        axes.legend(loc="lower right")
+        within_percent(axes)
+        _legend_below(axes)
     return drawn[0]
 
 
@@ -171,6 +173,20 @@ def dots_chart(
             low, high = axes.get_xlim()
             axes.set_xlim(max(low, within[0] - 1), min(high, within[1] + 1))
     return drawn[0]
+
+
+def within_percent(axes: Any) -> None:
+    """Shares in % end at 100: an axis that goes beyond has no ticks there."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -3.0), min(high, 103.0))
+    axes.set_yticks([t for t in axes.get_yticks() if max(low, 0) <= t <= min(high, 100)])
+
+
+def _legend_below(axes: Any) -> None:
+    """The legend under the axes, where it covers no line."""
+    names = axes.get_legend_handles_labels()[1]
+    columns = max(1, min(4, 60 // max(map(len, names), default=1)))
+    axes.figure.legend(loc="outside lower center", ncols=columns)
 
 
 def steps_axis(axes: Any, steps: Sequence[int], room: int = 16) -> None:
@@ -239,4 +255,23 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
-    return svg.strip()
+    return _shorter(svg.strip())
+
+
+def _shorter(svg: str) -> str:
+    """The same drawing in fewer letters: a page holds dozens."""
+    svg = re.sub(r'<path d="[^"]*" style="fill: none; opacity: 0"/>', "", svg)  # backgrounds
+    svg = re.sub(r' font-family: [^;"]*;', "", svg)  # that of the page
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r'\b(?:d|x|y|transform)="[^"]*"', _rounded, svg)
+    svg = re.sub(r">\s+<", "><", svg)
+    while (bare := re.sub(r"<g></g>", "", svg)) != svg:
+        svg = bare
+    return svg
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    """Coordinates to a hundredth of a point, on one line."""
+    words = " ".join(attribute[0].split())
+    return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}", words)

@@ -88,6 +88,42 @@ def listed(parts: Iterable[str]) -> str:
     return f"{', '.join(front)} and {last}" if front else last
 
 
+def kept_of_a_pair(mine: str, other: str, kept: Mapping[str, float]) -> str:
+    """How two trained networks stand noise, and that two networks are no more than that."""
+    return (
+        f"{mine} beside {other}, one trained network each: "
+        f"{_noise_costs(kept)}{_more(kept['mean'])} of the images that both answer rightly without "
+        f"noise stay right (95 % interval over images {_ends(kept)}). Another seed of the training "
+        "may turn this around."
+    )
+
+
+def kept_over_seeds(mine: str, other: str, seeds: int, kept: Mapping[str, float]) -> str:
+    """How two ways of training stand noise, over several seeds."""
+    return (
+        f"{mine} beside {other} over {seeds} seeds: {_noise_costs(kept)}{_more(kept['mean'])} of "
+        "the images that both answer rightly without noise stay right (95 % interval over seeds "
+        f"and images {_ends(kept)})."
+    )
+
+
+def _noise_costs(kept: Mapping[str, float]) -> str:
+    """Which side an interval lies on, in words."""
+    if verdict(kept["low"], kept["high"]) == NOT_SHOWN:
+        return f"{NOT_SHOWN}: "
+    return f"noise costs it {'less' if kept['low'] > 0 else 'more'}: "
+
+
+def _more(difference: float) -> str:
+    """0.031 as "3.1 points more"."""
+    size = points(abs(difference)).lstrip("+")
+    return "as many" if size == "0.0" else f"{size} points {'more' if difference > 0 else 'fewer'}"
+
+
+def _ends(found: Mapping[str, float]) -> str:
+    return f"{points(found['low'])} to {points(found['high'])}"
+
+
 def _versus(comparisons: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["versus"] for row in comparisons))
 

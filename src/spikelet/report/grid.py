@@ -9,7 +9,7 @@ from typing import Any
 from spikelet.measure import t_quantile
 from spikelet.report.charts import dots_chart
 from spikelet.report.names import at, named
-from spikelet.report.page import SHOWN, described, template
+from spikelet.report.page import SHOWN, WORDS, described, template
 from spikelet.report.parts import Section
 
 Row = Mapping[str, Any]
@@ -19,18 +19,24 @@ MARKS = {
     "ann": "ANN",
     "snn": "",
 }
-READING = (
-    "Accuracy is on the test part at the end of training, mean ± standard deviation over n seeds; "
-    "bars are 95 % intervals of Student's t, small ticks single seeds; the dashed line is the "
-    "teacher, or no difference; a hollow dot has no spikes. Differences are paired by seed: an "
-    "interval covers what another seed (order of the data, calibration images, fresh weights) "
-    "would change, not another teacher or another set of test images. Each interval is at 95 % by "
-    "itself: of twenty methods that change nothing, one is expected to look different. "
-    "Firing rate by layer is spikes per neuron and time step, averaged so that each layer counts "
-    "the same; by neuron, so that each neuron counts the same. Training time is that of the steps "
-    "alone, beside whatever else the machine did. Memory is the largest of the whole process, data "
-    "and libraries too, or on a GPU that of its tensors."
+LOOK = (
+    "Look for dots far to the right, near the dashed line of the teacher. In the figure below it, "
+    "look for bars that do not touch the dashed line at 0: only these methods differ from none."
 )
+READING = {
+    "accuracy": "on the test part at the end of training, mean ± standard deviation over n seeds; "
+    "bars are 95 % intervals of Student's t, small ticks single seeds; the dashed line is the "
+    "teacher; a hollow dot has no spikes",
+    "to none": "differences to the same student without a teacher's help, paired by seed: an "
+    "interval covers what another seed (order of the data, calibration images, fresh weights) "
+    "would change, not another teacher or another set of test images",
+    "finding": "each interval is at 95 % by itself: of twenty methods that change nothing, one is "
+    "expected to look different",
+    "firing rate": "spikes per neuron and time step; by layer: averaged so that each layer counts "
+    "the same, by neuron: so that each neuron does",
+    "training, s": "that of the steps alone, beside whatever else the machine did",
+    "largest memory": "of the whole process, data and libraries too, or on a GPU of its tensors",
+}
 
 
 def grid_page(
@@ -74,11 +80,12 @@ def grid_page(
         notes=notes,
         grid=[_part(t, rows, seeds) for t in steps],
         reading=READING,
+        look=LOOK,
         tuned=tuned,
         failed=failed,
         remaining=remaining,
         made=made or {},
-        description=described(rows),
+        words={**WORDS, **described(rows)},
         sections=sections,
     )
 

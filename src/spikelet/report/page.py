@@ -42,6 +42,33 @@ METHODS = {
 }
 
 
+WORDS = {
+    "ordinary network (ANN)": "its neurons pass on numbers; every number is multiplied by weights",
+    "spiking network (SNN)": "its neurons pass on spikes, ones and zeros, at each of T time steps; "
+    "the answer is the mean over the steps; a neuron that is silent costs nothing further on",
+    "teacher and student": "the student usually starts from the teacher's weights and is trained "
+    "to answer like it (distillation)",
+    "accuracy": "the share of test images, never seen in training, that are sorted rightly",
+    "T": "how many time steps the spiking network takes for an image; 1 is the fastest",
+    "interval": "where the true value is expected in 95 of 100 such measurements; what was "
+    "measured again, other seeds or other images, is said beside it",
+    "firing rate": "spikes per neuron and time step; by layer: the mean in which each layer counts "
+    "the same; by neuron: in which each neuron does",
+}
+LOOKS = {
+    "accuracy": "Look for how few time steps come close to the dashed line, the teacher: every "
+    "step costs time and energy.",
+    "differences": "Look for bars that do not touch the line at 0: only these show a difference; "
+    "above it the trained method is better, below it worse.",
+    "training": "Look for curves that have levelled off: there is little left to gain by training "
+    "longer.",
+    "firing": "Look for short bars: only spikes cost work in the next layer. Silent channels never "
+    "fire, always on fire at every step: both say nothing.",
+    "answers": "Look for answers that become right with more time steps, and for those that even "
+    "the teacher gets wrong.",
+}
+
+
 @dataclass(frozen=True)
 class Example:
     """One image uint8 "C H W", its label, and what each network answers, by column title."""
@@ -115,7 +142,8 @@ def page(
         examples=examples or {},
         notes=notes or {},
         made=made or {},
-        description=described(rows),
+        words={**WORDS, **described(rows)},
+        looks=LOOKS,
         sections=sections,
     )
 

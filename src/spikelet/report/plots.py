@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spikelet.report.charts import INK, MARKERS, MUTED, SERIES, drawing, steps_axis
+from spikelet.report.charts import INK, MARKERS, MUTED, SERIES, drawing, steps_axis, within_percent
 
 SMALL: Mapping[str, Any] = {
     "font.size": 8.5,
@@ -66,6 +66,7 @@ def lines_chart(
     within: tuple[float, float] | None = None,
     steps: bool = False,
     grounded: bool = False,
+    whole: bool = False,
 ) -> str:
     """Lines on small axes.
 
@@ -77,6 +78,7 @@ def lines_chart(
         within: what the axis upwards shows.
         steps: whether x are numbers of time steps, on a logarithmic axis.
         grounded: whether the axis upwards begins at 0, or below it where values are.
+        whole: whether x are whole numbers.
     """
     with drawing(name, HEIGHT, WIDTH, SMALL) as (axes, drawn):
         for each in lines:
@@ -101,6 +103,10 @@ def lines_chart(
             values = [y for each in lines for y in each.y if y is not None]
             top = high if max(values, default=0) > 0 else 1.0
             axes.set_ylim(min(low, 0) if min(values, default=0) < 0 else 0, top)
+        if whole:
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        if up.startswith("%") or up.endswith("%"):
+            within_percent(axes)
         axes.set_xlabel(textwrap.fill(along, WRAPPED))
         axes.set_ylabel(up)
     return drawn[0]
@@ -142,6 +148,7 @@ def costs_chart(name: str, costs: Sequence[Cost], unit: tuple[str, float] | None
         axes.set_xlim(low / 1.15, high * 1.15)
         _decades(axes)
         axes.yaxis.get_major_locator().set_params(nbins=5)
+        within_percent(axes)
         axes.set_xlabel(f"{word} per image")
         axes.set_ylabel("accuracy, %")
     return drawn[0]

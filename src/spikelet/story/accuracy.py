@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spikelet.report.charts import accuracy_chart
+from spikelet.report.findings import listed
 from spikelet.report.names import named
 from spikelet.report.parts import Block, Chart, Fold, Note, Panels, Rows, Section
 from spikelet.report.plots import Line, lines_chart
@@ -16,6 +17,10 @@ from spikelet.story.told import TEACHER, Row, Source, Told
 LOOK = (
     "Look for how few time steps come close to the dashed line, the teacher: every step costs time "
     "and energy; a ring marks the knee, the first T within half a point of the best."
+)
+ALONE = (
+    "Look for how few time steps come close to the most accurate point: every step costs time and "
+    "energy; a ring marks the knee, the first T within half a point of the best."
 )
 STILL = "An ordinary network answers in one pass: it has one accuracy and no time steps."
 SAME = 0.002  # accuracies of the same images, on another machine
@@ -43,7 +48,8 @@ def accuracy(cast: Cast) -> Chapter:
     blocks += _notes(cast)
     if found:
         blocks += _behaviour(cast, found)
-    look = LOOK if spiking else STILL
+    taught = any(row["method"] == TEACHER for row in rows)
+    look = (LOOK if taught else ALONE) if spiking else STILL
     title = "Accuracy over time steps" if spiking else "Accuracy"
     return Chapter(Section(title, look, blocks), _findings(cast, found))
 
@@ -218,11 +224,12 @@ def _findings(cast: Cast, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if parts:
             at = "" if "T =" in run.label else f" at T = {t}"
             said.append(f"{run.label}{at} is {' and '.join(parts)}")
-    said = [f"{'; '.join(said)}."] if said else []
+    runs = "one run" if len(said) == 1 else "one run each"
+    said = [f"{'; '.join(said)} ({runs})."] if said else []
     mine = {run.label: found[run.label] for run in cast.runs if run.label in found}
-    knees = [f"{name} from T = {each['knee']}" for name, each in mine.items() if "knee" in each]
+    knees = [f"{name} from T = {each['knee']} on" for name, each in mine.items() if "knee" in each]
     if knees:
-        said.append(f"Within half a point of its best accuracy is {' on, '.join(knees)} on.")
+        said.append(f"Accuracy is within half a point of its best: {listed(knees)}.")
     return said + [words for name, each in mine.items() for words in _leaving(name, each)]
 
 

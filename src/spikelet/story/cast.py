@@ -59,6 +59,7 @@ def cast_of(runs: Sequence[Told]) -> Cast:
         for measure in measures
         for source in sources(runs, measure)
         for name in (source.found.get("settings") or {}).get("versus") or {}
+        if name not in source.later
     ]
     if any(row["method"] == CONVERT for run in runs for row in run.rows):
         more.append(CONVERT)

@@ -184,15 +184,15 @@ def _folds(where: Where) -> list[Block]:
     head = ["network", "counted", "precision", *(CAPTIONS.get(s, s) for s in _sums(some))]
     layers: list[Block] = []
     for label, (source, name) in where.items():
-        layers += [Heading(label), _layers(source.found, name)]
+        layers += [Heading(label), *_layers(source.found, name)]
     return [
         Fold("every precision and way to count", [Rows(head, rows)]),
-        Fold("operations, layer by layer", layers),
+        Fold("operations and memory, layer by layer", layers),
     ]
 
 
-def _layers(found: Found, name: str) -> Rows:
-    """What arrives at each layer of a network, means per image."""
+def _layers(found: Found, name: str) -> list[Block]:
+    """What arrives at each layer of a network, what its neurons do, and what moves, per image."""
     network = next(each for each in found["networks"] if each["network"] == name)
     body = [
         [
@@ -206,7 +206,37 @@ def _layers(found: Found, name: str) -> Rows:
         for layer in network["layers"]
     ]
     head = ["layer", "kind", "input", "dense multiplications", "operations done", "ratio"]
-    return Rows(head, body)
+    return [Rows(head, body), _cells(network), _memory(network)]
+
+
+def _cells(network: Found) -> Rows:
+    """Neurons and sums: how many are computed, and how much of it is not zero."""
+    steps = network["steps"]
+    what = "neurons" if network["way"] == "spiking" else "activations"
+    body = [
+        [cell["path"], what, f"{cell['count'] * steps:,.0f}", f"{cell['spikes']:,.0f}"]
+        for cell in network["neurons"]
+    ]
+    body += [
+        [
+            each["path"],
+            f"sum, one side of which is {each['kind']}",
+            f"{each['entries'] * steps:,.0f}",
+            f"{each['arrivals']:,.0f}",
+        ]
+        for each in network["additions"]
+    ]
+    return Rows(["neurons and sums", "kind", "updates", "not zero"], body)
+
+
+def _memory(network: Found) -> Rows:
+    """What moves through memory."""
+    kinds = network["traffic"]
+    body = [
+        [part, *(f"{each[part] / 8192:,.1f}" for each in kinds.values())]
+        for part in ("weights", "potentials", "signals")
+    ]
+    return Rows(["memory traffic, KiB", *kinds], body)
 
 
 def _definitions(found: Sequence[Source]) -> list[Block]:

@@ -30,6 +30,8 @@ SPIKES = (
     "neuron's potential grows with what arrives; where it reaches its threshold (dashed) the "
     "neuron fires (dot) and falls back before the next step."
 )
+IMAGE = "One test image, shown the whole time."
+RECORDING = "One test recording, frame after frame; its picture is the sum of all."
 HEALTH = (
     "Look for layers where many channels never fire (silent: they learn nothing) or fire at every "
     "step (always on: they say nothing), and for a likeness to the teacher that falls early."
@@ -77,10 +79,11 @@ def _spikes(cast: Cast, label: str, firing: Firing, number: int) -> list[Block]:
         )
         for place, trace in enumerate(firing.traces)
     ]
+    most = max(len(layer.spikes) for layer in firing.layers)
     words = (
-        "One test image, shown the whole time. Of each channel (the first "
-        f"{max(len(layer.spikes) for layer in firing.layers)} at most) the neuron that fires most; "
-        "potentials of the one that fires most, one in the middle and the one that fires least."
+        f"{RECORDING if firing.recording else IMAGE} Of each channel (the first {most} at most) "
+        "the neuron that fires most; potentials of the one that fires most, one in the middle and "
+        "the one that fires least."
     )
     if any(s < 0 for layer in firing.layers for row in layer.spikes for s in row):
         words += " A red bar, or a triangle, is a spike that takes an earlier one back."

@@ -19,13 +19,13 @@ from spikelet.execute import bptt
 from spikelet.measure.saliency import input_gradients
 from spikelet.neuron import Neuron, per_channel
 from spikelet.report.parts import Cell, Gallery
+from spikelet.story.kept import few, kept_images
 from spikelet.story.told import Told
 from spikelet.train import Loaded, load
+from spikelet.train.examples import first_of_classes
 
-EXAMPLES = 6
 LARGEST = 96  # pixels across a picture
 LAYERS, NEURONS, TRACES = 4, 24, 3  # drawn of one network
-QUICK = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")  # read in a second or two
 RAMP = ((8, 8, 20), (92, 28, 108), (222, 88, 60), (253, 240, 170))
 
 
@@ -49,13 +49,14 @@ class Trace:
 
 @dataclass(frozen=True)
 class Firing:
-    """What some neurons of a network do on one image."""
+    """What some neurons of a network do on one image, or on the frames of a recording."""
 
     image: Tensor
     label: str
     layers: Sequence[Layer]
     traces: Sequence[Trace]
     where: str
+    recording: bool = False
 
 
 @dataclass
@@ -75,13 +76,10 @@ class Live:
     troubles: list[str] = field(default_factory=list)
 
 
-def quick(runs: Sequence[Told]) -> bool:
-    """Whether the data of runs are read so fast that nobody waits for pictures of them."""
-    return all(run.recipe.data["kind"] in QUICK for run in runs)
-
-
 def see(runs: Sequence[Told], root: Path | None = None) -> Live:
     """Runs every network on a few test images; runs with the same test part share a gallery.
+
+    Images are those that a run keeps in its folder, else they are read from its data.
 
     Args:
         runs: to see.
@@ -103,8 +101,9 @@ def see(runs: Sequence[Told], root: Path | None = None) -> Live:
         except UserError as error:
             live.troubles.append(f"no saliency maps ({error})")
     if live.galleries:
+        count = max(len(next(iter(each.rows.values()))) for each in live.galleries)
         live.notes.append(
-            f"The first test image of each of {EXAMPLES} classes, not chosen otherwise. Each map "
+            f"The first test image of each of {count} classes, not chosen otherwise. Each map "
             "is as bright as its own largest value; under it is the network's answer, underlined "
             "where it is wrong."
         )
@@ -117,14 +116,16 @@ def _test_part(run: Told) -> str:
 
 
 def _subject(run: Told, root: Path | None, data: dict[str, Dataset]) -> Subject:
-    """The networks of a run and its data, which must be what it was made with.
+    """The networks of a run and images of its data, which must be what it was made with.
 
     `data` keeps what was read, so that runs of the same data read it once.
 
     Raises:
         UserError: if the weights or data are not there, or not those of the run.
     """
-    loaded = _moved(load(run.path), root)
+    loaded, kept = _moved(load(run.path), root), kept_images(run)
+    if kept is not None:
+        return subject(loaded, few(loaded, kept))
     spec = json.dumps(loaded.recipe.data, sort_keys=True)
     dataset = data[spec] if spec in data else data.setdefault(spec, loaded.dataset())
     known = _test_part(run)
@@ -141,18 +142,11 @@ def _moved(loaded: Loaded, root: Path | None) -> Loaded:
     return dataclasses.replace(loaded, recipe=dataclasses.replace(loaded.recipe, data=data))
 
 
-def _examples(dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """The first test image of each of the first classes there are, and their labels."""
-    labels = dataset.test.labels
-    classes = labels.unique()[:EXAMPLES]
-    index = torch.stack([(labels == k).nonzero()[0, 0] for k in classes])
-    return dataset.test.images[index], labels[index]
-
-
 def _gallery(pairs: Sequence[tuple[Told, Subject]]) -> Gallery:
     """A row of images, and under it for each network its answers and what they depend on."""
     first = pairs[0][1]
-    images, labels = _examples(first.dataset)
+    examples = first_of_classes(first.dataset)
+    images, labels = examples.images, examples.labels
     names = first.dataset.classes
     seen: dict[str, tuple[Subject, Seen]] = {}
     for run, mine in pairs:
@@ -221,7 +215,8 @@ def _inside(run: Told, mine: Subject, live: Live) -> None:
 def firing(mine: Subject) -> Firing:
     """Spikes and potentials of some neurons of a student on the first test image."""
     seen, steps = mine.student, mine.steps
-    images, labels = _examples(mine.dataset)
+    examples = first_of_classes(mine.dataset)
+    images, labels = examples.images, examples.labels
     x = seen.encode(mine.normalise(images[:1].to(mine.device).float() / 255), steps)
     neurons = {p: m for p, m in seen.net.named_modules() if isinstance(m, Neuron)}
     chosen = _spaced(list(neurons), LAYERS)
@@ -237,7 +232,8 @@ def firing(mine: Subject) -> Firing:
         if path == where:
             traces = _traces(rows, levels, names)
     label = mine.dataset.classes[int(labels[0])]
-    return Firing(_small(images[0]), label, layers, traces, where)
+    frames = mine.dataset.frames is not None
+    return Firing(_small(images[0]), label, layers, traces, where, frames)
 
 
 def _spaced(names: Sequence[str], count: int) -> list[str]:

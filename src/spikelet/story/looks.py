@@ -80,7 +80,12 @@ def _groups(found: Sequence[Source]) -> list[list[Source]]:
 def _alike(cast: Cast, group: Sequence[Source]) -> list[Block]:
     """The table of similarities to the reference's maps, its controls, and differences folded."""
     found, source = group[0].found, group[0]
-    similar = {s.label(row["network"]): row for s in group for row in s.found["similarity"]}
+    similar = {
+        s.label(row["network"]): row
+        for s in group
+        for row in s.found["similarity"]
+        if row["network"] not in s.later
+    }
     names = sorted(similar, key=lambda name: SHUFFLED in name)
     rows = [[name, *(spread(similar[name][key]) for key in MEASURES)] for name in names]
     rows.append(["by chance", NONE, plain(0.0, 2), plain(found["chance"], 2)])
@@ -88,13 +93,31 @@ def _alike(cast: Cast, group: Sequence[Source]) -> list[Block]:
     head = [f"maps like those of {source.label(found['reference'])}", *MEASURES.values()]
     words = (
         f"Mean with 95 % interval over {found['n']} images that every network answers rightly "
-        f"({settings_words(found, found['examined'])}). Rank correlation: 1 where two maps put the "
-        "pixels in the same order, 0 where the order of one says nothing about the other. Shared "
-        f"top pixels: of the {100 * found['share']:g} % brightest of each, the part that both "
-        "have. Cosine: 1 for equal maps, but high by chance too, as maps have one sign."
+        f"({settings_words(found, found['examined'])}), of single trained networks: with another "
+        "seed of the training more may change. Rank correlation: 1 where two maps put the pixels "
+        "in the same order, 0 where the order of one says nothing about the other. Shared top "
+        f"pixels: of the {100 * found['share']:g} % brightest of each, the part that both have. "
+        "Cosine: 1 for equal maps, but high by chance too, as maps have one sign."
     )
     fold = Fold("differences, and another kind of map", [_more(group)])
-    return [Rows(head, rows, colours=[*colours, None]), Note(words), fold]
+    return [Rows(head, rows, colours=[*colours, None]), Note(words), *_seeds(group), fold]
+
+
+def _seeds(group: Sequence[Source]) -> list[Block]:
+    """Differences of similarity over seeds, where several runs of each way were measured."""
+    body = [
+        [
+            f"{row['method']} less {row['minus']}",
+            str(len(row["seeds"])),
+            *(spread(row[key]) for key in MEASURES),
+        ]
+        for source in group
+        for row in source.over_seeds
+    ]
+    if not body:
+        return []
+    words = "Differences paired by seed and image; intervals are over seeds and images both."
+    return [Rows(["over seeds", "seeds", *MEASURES.values()], body), Note(words)]
 
 
 def _more(group: Sequence[Source]) -> Rows:
@@ -118,6 +141,7 @@ def _curves(cast: Cast, group: Sequence[Source], number: int) -> list[Block]:
         (s.label(row["network"]), _ranker(s, row), row["kind"]): row
         for s in reversed(group)
         for row in s.found["curves"]
+        if row["network"] not in s.later
     }
     shares = group[0].found["shares"]
     place = {name: number for number, name in enumerate(cast.colours)}
@@ -188,9 +212,27 @@ def _findings(source: Source) -> list[str]:
     control = by_name.get(f"{source.run.own} with shuffled weights")
     if control is not None and control["spearman"]["mean"] is not None:
         text += f" (with shuffled weights {plain(control['spearman']['mean'], 2)})"
+    single = []
     for row in found["similarity_differences"]:
+        if row["minus"] in source.repeated:
+            continue
         if " with shuffled weights" not in row["minus"] and row["spearman"]["mean"] is not None:
             side = shown(row["spearman"])
             verdict = "no difference shown" if side is None else f"{side} alike"
-            text += f"; beside {source.label(row['minus'])}: {verdict}"
-    return [text + "."]
+            single.append(f"{source.label(row['minus'])}: {verdict}")
+    known = (row for row in source.over_seeds if row["spearman"]["mean"] is not None)
+    several = [_over_seeds(row) for row in known]
+    if single:
+        text += f"; beside single networks (another seed may differ), {', '.join(single)}"
+    return [text + ".", *several]
+
+
+def _over_seeds(row: Mapping[str, Any]) -> str:
+    """Two ways of training over several seeds."""
+    side = shown(row["spearman"])
+    verdict = "no difference shown" if side is None else f"{side} like the teacher's"
+    ends = spread(row["spearman"])
+    return (
+        f"Maps of {row['method']} beside those of {row['minus']} over {len(row['seeds'])} seeds: "
+        f"{verdict}, a difference of rank correlations of {ends}, interval over seeds and images."
+    )

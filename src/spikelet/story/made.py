@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from spikelet.examine import MEASURES, suits
 from spikelet.report.parts import Block, Code, Facts, Fold, Heading, Note, Section
 from spikelet.story.cast import Cast, Chapter
+from spikelet.story.numbers import NONE, counted
 from spikelet.story.told import Found, Told
 
 Again = Callable[[Told], str | None]
@@ -33,8 +34,7 @@ def made(cast: Cast, again: Again) -> Chapter:
         blocks.append(Facts(_facts(run)))
         blocks.append(Note("The command that makes it again, with all its settings:"))
         blocks.append(Note(NO_LINE) if line is None else Code(wrapped(line)))
-        recipe = json.dumps(json.loads(run.recipe.to_json()), indent=2)
-        blocks.append(Fold("the whole recipe", [Code(recipe)]))
+        blocks.append(Fold("the whole recipe", _recipe(json.loads(run.recipe.to_json()))))
         blocks.append(Fold("versions, commit, digests of data and weights", [Facts(_exact(run))]))
     look = "Everything here is read from the run folders; nothing was typed in."
     return Chapter(Section("How it was made", look, blocks))
@@ -49,7 +49,7 @@ def _facts(run: Told) -> dict[str, str]:
         "data": f"{data.get('name', run.recipe.data['kind'])}; licence: {data.get('licence', '?')}",
         "network": model_words(run),
         "teacher": _teacher(run),
-        "training": f"{len(run.epochs)} epochs of {training.optimiser}, learning rate "
+        "training": f"{counted(len(run.epochs), 'epoch')} of {training.optimiser}, learning rate "
         f"{training.learning_rate:g}, batch {training.batch}, {training.precision}"
         if run.epochs
         else "none",
@@ -59,6 +59,34 @@ def _facts(run: Told) -> dict[str, str]:
         ),
     }
     return {name: words for name, words in facts.items() if words}
+
+
+def _recipe(fields: Mapping[str, Any]) -> list[Block]:
+    """Every setting by the name of its flag, and the file itself."""
+    plain = {name: value for name, value in fields.items() if not isinstance(value, dict)}
+    blocks: list[Block] = [Facts({name: _setting(value) for name, value in plain.items()})]
+    for name, value in fields.items():
+        if isinstance(value, dict) and value:
+            blocks += [Heading(name), Facts(dict(_leaves(value)))]
+    return [*blocks, Fold("as recipe.json has it", [Code(json.dumps(fields, indent=2))])]
+
+
+def _leaves(fields: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings by their dotted names."""
+    for name, value in fields.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", _setting(value)
+
+
+def _setting(value: Any) -> str:
+    """A setting in words; what is not set has a dash."""
+    if value is None or value in ({}, []):
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _exact(run: Told) -> dict[str, str]:
@@ -136,7 +164,10 @@ def missing(cast: Cast, pictures: bool = True) -> Chapter | None:
     blocks: list[Block] = []
     if not pictures:
         line = shlex.join(["spikelet", "report", *(str(run.path) for run in cast.runs)])
-        words = "What the networks look at and their spikes need the data, which take time to read."
+        words = (
+            "What the networks look at and their spikes are not shown: the run is older than this "
+            "version and keeps no images, and its data take time to read."
+        )
         blocks += [Note(words), Code(wrapped(line))]
     for run in cast.runs:
         for name, why in run.left_out.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from spikelet.report.findings import kept_of_a_pair, kept_over_seeds
 from spikelet.report.parts import Block, Chart, Facts, Fold, Heading, Note, Panels, Rows, Section
 from spikelet.report.plots import Line, lines_chart
 from spikelet.story.cast import Cast, Chapter, Where, grouped, networks
@@ -13,10 +14,8 @@ from spikelet.story.numbers import (
     percent,
     plain,
     point_spread,
-    points,
     settings_words,
     share,
-    shown,
 )
 from spikelet.story.told import Found, Source
 
@@ -24,6 +23,14 @@ LOOK = (
     "Look for curves that fall later than the others: the further to the right, the stronger the "
     "noise. A network that starts higher also ends higher; the last column of the second table "
     "counts only images that both networks answer rightly without noise."
+)
+PAIRS = (
+    "Differences of two trained networks on the same images. Intervals are over images: what other "
+    "images would change, not what another seed of the training would, which may be more."
+)
+SEEDS = (
+    "Differences of two ways of training, each with several seeds, paired by seed and image. "
+    "Intervals are over seeds and images both."
 )
 PLACES = {"image": "", "file": " (files)", "network": " (inside)"}
 
@@ -39,8 +46,7 @@ def noise(cast: Cast) -> Chapter | None:
         if len(groups) > 1:
             blocks.append(Heading(", ".join(source.own for source in group)))
         blocks += _group(cast, group, number)
-    if versus := _versus(cast, found):
-        blocks.append(versus)
+    blocks += [*_seeds(found), *_versus(found)]
     words = Facts(dict(found[0].found["definitions"]))
     blocks += [_by_kind(cast, groups[0]), *_kept(found), Fold("what the words mean", [words])]
     return Chapter(Section("Noise", LOOK, blocks), _findings(cast, found))
@@ -53,7 +59,13 @@ def _alike(found: Found) -> tuple[Any, ...]:
 
 
 def _where(cast: Cast, group: Sequence[Source]) -> Where:
-    return networks(cast, group, lambda found: list(found["networks"]))
+    """The networks that are shown: of several seeds the run's own alone."""
+    more = {name for source in group for name in source.later}
+
+    def names(found: Found) -> list[str]:
+        return [name for name in found["networks"] if name not in more]
+
+    return networks(cast, group, names)
 
 
 def _group(cast: Cast, group: Sequence[Source], number: int) -> list[Block]:
@@ -100,18 +112,18 @@ def _drawn(
 
 
 def _pairs(found: Sequence[Source]) -> list[tuple[Source, str]]:
-    """(measure, other's name in it), each pair of networks once."""
+    """(measure, other's name in it), each pair once; not those that an interval over seeds has."""
     seen, pairs = set(), []
     for source in found:
         for other in source.found["versus"]:
             pair = frozenset((source.own, source.label(other)))
-            if pair not in seen:
+            if pair not in seen and other not in source.repeated:
                 seen.add(pair)
                 pairs.append((source, other))
     return pairs
 
 
-def _versus(cast: Cast, found: Sequence[Source]) -> Rows | None:
+def _versus(found: Sequence[Source]) -> list[Block]:
     """Differences over all noise on images, with intervals, paired by image."""
     body = []
     for source, other in _pairs(found):
@@ -119,9 +131,26 @@ def _versus(cast: Cast, found: Sequence[Source]) -> Rows | None:
         cells = [point_spread(each[key]) for key in ("clean", "noisy", "kept")]
         body.append([f"{source.own} less {source.label(other)}", *cells])
     if not body:
-        return None
+        return []
     head = ["points (95 % interval)", "clean", "under noise", "not from clean accuracy"]
-    return Rows(head, body)
+    return [Rows(head, body), Note(PAIRS)]
+
+
+def _seeds(found: Sequence[Source]) -> list[Block]:
+    """Differences over seeds, where several runs of each way of training were measured."""
+    body = [
+        [
+            f"{row['method']} less {row['minus']}",
+            str(len(row["seeds"])),
+            *(point_spread(row[key]) for key in ("clean", "noisy", "kept")),
+        ]
+        for source in found
+        for row in source.over_seeds
+    ]
+    if not body:
+        return []
+    head = ["points (95 % interval)", "seeds", "clean", "under noise", "not from clean accuracy"]
+    return [Rows(head, body), Note(SEEDS)]
 
 
 def _by_kind(cast: Cast, group: Sequence[Source]) -> Fold:
@@ -160,21 +189,14 @@ def _findings(cast: Cast, found: Sequence[Source]) -> list[str]:
             f"Under noise on the images {source.own} answers {percent(mine['noisy'])} rightly "
             f"({percent(mine['clean'])} of the same images without noise)."
         )
+    said += [
+        kept_over_seeds(row["method"], row["minus"], len(row["seeds"]), row["kept"])
+        for source in found
+        for row in source.over_seeds
+        if row["kept"]["mean"] is not None
+    ]
     for source, other in _pairs(found):
         kept = source.found["versus"][other]["all"]["kept"]
         if kept["mean"] is not None:
-            said.append(_beside(source.own, source.label(other), kept))
-    return said
-
-
-def _beside(mine: str, other: str, kept: Mapping[str, float]) -> str:
-    """Whether noise costs one network more than another, on equal images."""
-    side = shown(kept)
-    verdict = {None: "no difference is shown", "more": "noise costs it less"}.get(
-        side, "noise costs it more"
-    )
-    return (
-        f"{mine} beside {other}: {verdict}: {points(kept['mean'])} points on the images that both "
-        f"answer rightly without noise (95 % interval {points(kept['low'])} to "
-        f"{points(kept['high'])})."
-    )
+            said.append(kept_of_a_pair(source.own, source.label(other), kept))
+    return [*said, *dict.fromkeys(note for s in found for note in s.found.get("notes") or ())]

@@ -8,6 +8,7 @@ from typing import Any
 from spikelet.report.findings import percent, points
 
 NONE = "\N{EN DASH}"
+TO = "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}"  # an interval stays on one line
 
 
 def share(value: float | None) -> str:
@@ -23,19 +24,24 @@ def plain(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("-")
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 epoch", "2 epochs"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def spread(found: Mapping[str, Any], digits: int = 2) -> str:
     """A mean with its interval: "0.60 (0.59 to 0.62)"."""
     if found["mean"] is None:
         return NONE
     mean, low, high = (plain(found[name], digits) for name in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
+    return f"{mean} ({low}{TO}{high})"
 
 
 def point_spread(found: Mapping[str, Any]) -> str:
     """A difference of shares in points, with its interval."""
     if found["mean"] is None:
         return NONE
-    return f"{points(found['mean'])} ({points(found['low'])} to {points(found['high'])})"
+    return f"{points(found['mean'])} ({points(found['low'])}{TO}{points(found['high'])})"
 
 
 def joules(picojoules: float) -> str:
@@ -68,6 +74,7 @@ def settings_words(found: Mapping[str, Any], images: int | None = None) -> str:
 
 __all__ = [
     "NONE",
+    "counted",
     "joules",
     "percent",
     "plain",

@@ -91,11 +91,21 @@ def findings(source: Source) -> list[str]:
     rows = source.found.get("against") or []
     rivals = list(dict.fromkeys(row["rival"] for row in rows))
     won: list[str] = []
+    lost: list[str] = []
     for rival in rivals:
         mine = [row for row in rows if row["rival"] == rival]
-        count = f"{sum(row['wins'] for row in mine)} of {len(mine)} ways to count"
-        won.append(f"{source.label(rival)} in {count if not won else count.partition(' of')[0]}")
-    if not won:
-        return []
-    said = f"Estimated from operation counts, {source.own} needs less energy than {listed(won)}."
-    return [said]
+        count = sum(row["wins"] for row in mine)
+        ways = "" if won else f" of {len(mine)} ways to count"
+        if count:
+            won.append(f"{source.label(rival)} in {count}{ways}")
+        else:
+            lost.append(source.label(rival))
+    said = []
+    if won:
+        said.append(f"{source.own} needs less energy than {listed(won)}")
+    if lost:
+        who = "it" if won else source.own
+        said.append(
+            f"{who} does not win against {listed(lost)}, where it needs more however one counts"
+        )
+    return [f"Estimated from operation counts, {'; '.join(said)}."] if said else []

@@ -212,6 +212,23 @@ class Source:
         """The name on the page of the run's network."""
         return self.run.label
 
+    @property
+    def over_seeds(self) -> Sequence[Row]:
+        """What was measured over several seeds; nothing by an older version."""
+        return self.found.get("over_seeds") or ()
+
+    @property
+    def repeated(self) -> set[str]:
+        """Networks in the measure that an interval over seeds is about."""
+        return {name for row in self.over_seeds for pair in row["networks"] for name in pair}
+
+    @property
+    def later(self) -> set[str]:
+        """Those of them that are the run's and its rival's again, with another seed."""
+        pairs = [pair for row in self.over_seeds for pair in row["networks"]]
+        first = {name for pair in pairs if self.run.own in pair for name in pair}
+        return self.repeated - first
+
 
 def sources(runs: Sequence[Told], measure: str) -> list[Source]:
     """The runs' measures of one kind, for the runs that have it."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from spikelet.report.parts import Block, Chart, Note, Panels, Section
+from spikelet.report.parts import Block, Chart, Note, Panels, Rows, Section
 from spikelet.report.plots import Line, lines_chart
 from spikelet.story.cast import Cast, Chapter
+from spikelet.story.numbers import counted, plain
 from spikelet.story.told import Row, Told
 
 LOOK = (
     "Look for curves that have levelled off, and for validation accuracy that does not fall while "
     "the loss still does: that would be learning by heart."
 )
+ONE = "One pass through the training images: there is no curve, only where it ended."
 PARTS = {
     "ce": "cross entropy: the labels",
     "logits": "logits: the teacher's answers",
@@ -38,6 +40,8 @@ def training(cast: Cast) -> Chapter | None:
             for number, part in enumerate(parts)
         ),
     ]
+    if all(len(run.epochs) == 1 for run in runs):
+        return Chapter(Section("Training", ONE, [_only(runs, shown), Note(_words(runs))]))
     charts = [
         Chart(_drawn(f"training-{name}", up, read, runs, cast), f"{title} over epochs", title)
         for name, title, up, read in shown
@@ -45,6 +49,19 @@ def training(cast: Cast) -> Chapter | None:
     ]
     blocks: list[Block] = [Panels(charts, cast.keys([run.label for run in runs]))]
     return Chapter(Section("Training", LOOK, [*blocks, Note(_words(runs))]))
+
+
+def _only(runs: Sequence[Told], shown: Sequence[tuple[str, str, str, Read]]) -> Rows:
+    """What the only epoch of each run came to."""
+    body = [
+        [
+            f"{title}, %" if up == "%" else title,
+            *(plain(read(run.epochs[0]), 1 if up == "%" else 3) for run in runs),
+        ]
+        for _, title, up, read in shown
+        if any(read(run.epochs[0]) is not None for run in runs)
+    ]
+    return Rows(["after one epoch", *(run.label for run in runs)], body)
 
 
 def _percent(row: Row) -> float | None:
@@ -69,7 +86,7 @@ def _drawn(name: str, up: str, read: Read, runs: Sequence[Told], cast: Cast) -> 
         for run in runs
         if any(read(row) is not None for row in run.epochs)
     ]
-    return lines_chart(name, lines, along="epoch", up=up)
+    return lines_chart(name, lines, along="epoch", up=up, whole=True)
 
 
 def _words(runs: Sequence[Told]) -> str:
@@ -78,7 +95,8 @@ def _words(runs: Sequence[Told]) -> str:
     for run in runs:
         last = run.rows[-1]
         seconds = last.get("seconds") or sum(row.get("seconds", 0.0) for row in run.epochs)
-        words = f"{run.label}: {len(run.epochs)} epochs, {seconds:.1f} s of training steps"
+        words = f"{run.label}: {counted(len(run.epochs), 'epoch')}, "
+        words += f"{seconds:.1f} s of training steps"
         if last.get("accuracy_selected") is not None:
             words += (
                 f"; the epoch that validation would choose ({last['epoch_selected']}) has "

@@ -11,14 +11,15 @@ from spikelet.errors import UserError
 from spikelet.measure import mean_rates
 from spikelet.report import run_page
 from spikelet.report.findings import listed, percent
-from spikelet.report.page import METHODS, SHOWN
+from spikelet.report.page import METHODS, SHOWN, WORDS
 from spikelet.report.parts import Block, Facts, Fold, Points, Section
 from spikelet.story.accuracy import accuracy
 from spikelet.story.cast import CONVERT, Cast, Chapter, cast_of
 from spikelet.story.costs import costs
 from spikelet.story.evenness import evenness
 from spikelet.story.inside import health, layers_of, spikes
-from spikelet.story.live import Live, quick, see
+from spikelet.story.kept import at_hand, require_whole
+from spikelet.story.live import Live, see
 from spikelet.story.looks import looks
 from spikelet.story.made import Again, made, missing, model_words, own_measures
 from spikelet.story.noise import noise
@@ -26,18 +27,7 @@ from spikelet.story.told import TEACHER, Told, read
 from spikelet.story.training import training
 
 MOST_TILES = 6
-READING = {
-    "ordinary network (ANN)": "its neurons pass on numbers; every number is multiplied by weights",
-    "spiking network (SNN)": "its neurons pass on spikes, ones and zeros, at each of T time steps; "
-    "the answer is the mean over the steps; a neuron that is silent costs nothing further on",
-    "teacher and student": "the student usually starts from the teacher's weights and is trained "
-    "to answer like it (distillation)",
-    "accuracy": "the share of test images, never seen in training, that are sorted rightly",
-    "T": "how many time steps the spiking network takes for an image; 1 is the fastest",
-    "interval": "where the true value is expected in 95 of 100 such measurements",
-    "firing rate": "spikes per neuron and time step; by layer: the mean in which each layer counts "
-    "the same; by neuron: in which each neuron does",
-}
+
 
 
 def write(
@@ -55,17 +45,19 @@ def write(
         paths: run folders.
         out: the file.
         again: gives the command line that makes a run again.
-        live: whether networks are run for what only they can show; None for where their data are
-            read fast.
+        live: whether networks are run for what only they can show; None for where images of their
+            data are at hand.
         root: folder of the data where they have moved.
         tell: takes a sentence for each thing that could not be shown.
 
     Raises:
-        UserError: if a folder is no finished run, a stored measure is not what this version
-            writes, or jinja2 or matplotlib is missing.
+        UserError: if a folder is no finished run, weights or a stored measure are not what was
+            written, or jinja2 or matplotlib is missing.
     """
     cast = cast_of(read(paths))
-    wanted = quick(cast.runs) if live is None else live
+    wanted = at_hand(cast.runs) if live is None else live
+    if wanted:
+        require_whole(cast.runs)
     seen = see(cast.runs, root) if wanted else Live()
     for words in seen.troubles:
         tell(words)
@@ -98,22 +90,22 @@ def close_up(
     """The chapters about some runs, for a page of something larger that they are part of.
 
     Args:
-        paths: run folders; networks are run for what only they can show where their data are
-            read fast.
+        paths: run folders; networks are run for what only they can show where images of their
+            data are at hand.
         look: sentences about which runs these are.
 
     Raises:
         UserError: as `write`.
     """
     cast = cast_of(read(paths))
-    told = chapters(cast, see(cast.runs) if quick(cast.runs) else Live())
+    told = chapters(cast, see(cast.runs) if at_hand(cast.runs) else Live())
     names = listed(run.label for run in cast.runs)
-    blocks: list[Block] = [Facts(READING)]
+    blocks: list[Block] = []
     found = ranked(told)
     if found:
-        blocks.insert(0, Points(found[:SHOWN]))
+        blocks.append(Points(found[:SHOWN]))
     if found[SHOWN:]:
-        blocks.insert(1, Fold(f"{len(found) - SHOWN} more", [Points(found[SHOWN:])]))
+        blocks.append(Fold(f"{len(found) - SHOWN} more", [Points(found[SHOWN:])]))
     return [Section(f"A closer look: {names}", look, blocks), *(each.section for each in told)]
 
 
@@ -127,7 +119,7 @@ def _glossary(cast: Cast) -> dict[str, str]:
     """What the words mean, with the methods of the page among them."""
     methods = dict.fromkeys(str(row["method"]) for run in cast.runs for row in run.rows)
     named = {name: METHODS[name] for name in methods if name in METHODS and name != TEACHER}
-    return {**READING, **named}
+    return {**WORDS, **named}
 
 
 def chapters(cast: Cast, seen: Live) -> list[Chapter]:
