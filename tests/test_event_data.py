@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import io
 import threading
+import time
 import zipfile
 
 import numpy as np
@@ -240,6 +241,28 @@ def test_frames_are_built_once_and_again_when_anything_changes(recordings, monke
     assert build("data", spec, DATA).hashes == changed.hashes
     assert len(built) == 7
     assert not list((recordings / "NMNIST" / ".frames").glob("*.part"))
+
+
+def test_frames_are_built_by_one_of_several(recordings, monkeypatch):
+    """The second waits for the first, and reads what that has built."""
+    spec, built = {"kind": "nmnist", "root": str(recordings)}, []
+    real, begun = cache._built, threading.Event()
+
+    def slow(*given):
+        built.append(threading.get_ident())
+        begun.set()
+        time.sleep(0.3)
+        return real(*given)
+
+    monkeypatch.setattr(cache, "_built", slow)
+    found = []
+    first = threading.Thread(target=lambda: found.append(build("data", spec, DATA).hashes))
+    first.start()
+    assert begun.wait(30)
+    found.append(build("data", spec, DATA).hashes)
+    first.join()
+    assert len(built) == 2  # train and test, once each
+    assert found[0] == found[1]
 
 
 # ---- downloads ----------------------------------------------------------------------------

@@ -66,8 +66,9 @@ class Distiller(nn.Module):
         joint: train the teacher along on the labels; nothing flows from student to teacher.
         paired: labels "B" and a generator to normalised images of these classes, which an ANN as
             teacher is then shown in place of the student's; an encoder with `sliding` shows them
-            to the student as well, at ever fewer steps.
-        labels: the classes of the example, needed with `paired`.
+            to the student as well, at ever fewer steps. Only what is not `shown` is drawn.
+        labels: the classes of the example, needed with `paired` where nothing is `shown`.
+        shown: normalised images that are paired with the example.
 
     Raises:
         UserError: if a term needs a teacher that is missing, or steps that `execute` cannot give,
@@ -87,6 +88,7 @@ class Distiller(nn.Module):
         joint: bool = False,
         paired: Callable[..., Tensor] | None = None,
         labels: Tensor | None = None,
+        shown: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.paired = paired
@@ -101,7 +103,8 @@ class Distiller(nn.Module):
             self._frozen.append(freeze(teacher))
         example = _example(student, example)
         self._check_terms(example)
-        shown = self._shown(labels, torch.Generator().manual_seed(0))
+        if shown is None:
+            shown = self._shown(labels, torch.Generator().manual_seed(0))
         if pairs is None:
             pairs = match(student, self.teacher, example, shown)
         self.pairs = tuple(pairs)
@@ -190,7 +193,8 @@ class Distiller(nn.Module):
         share = 0.0 if shown is None or left is None else left(progress)
         if shown is None or share == 0:
             return x
-        return slid(x, fitted(shown, x.shape[2], (x.shape[3], x.shape[4])), share, generator)
+        drawn = _divided(x.shape[1], generator).to(x.device)
+        return slid(x, fitted(shown, x.shape[2], (x.shape[3], x.shape[4])), share, drawn)
 
     def _teach(self, x: Tensor, images: Tensor, shown: Tensor | None = None) -> Trace | None:
         """The teacher's trace: a spiking one sees x "T B ...", an ANN a still image as it is.
@@ -216,6 +220,7 @@ class Distiller(nn.Module):
         labels: Tensor,
         progress: float = 0.0,
         generator: torch.Generator | None = None,
+        shown: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss, a scalar, and each term's own unweighted value without gradient.
 
@@ -224,13 +229,14 @@ class Distiller(nn.Module):
             labels: class indices "B".
             progress: share of the training that is done, 0 to 1.
             generator: source of the terms' randomness, on the CPU.
+            shown: normalised images "B ..." that are paired with these; by default drawn.
         """
         x = self._encoded(images, generator)
-        drawing = _own(generator) if self.paired is not None else None
-        shown = self._shown(labels, drawing)
+        if shown is None and self.paired is not None:
+            shown = self._shown(labels, _own(generator))
         with torch.set_grad_enabled(self.joint is not None and torch.is_grad_enabled()):
             teacher = self._teach(x, images, shown)
-        x = self._slid(x, shown, progress, drawing)
+        x = self._slid(x, shown, progress, generator)
         student = self.execute(self.student, x, self._student_taps)
         seen = detached(teacher) if self.joint is not None else teacher
         step = Step(student, seen, labels, progress, generator)
@@ -275,6 +281,18 @@ def _own(generator: torch.Generator | None) -> torch.Generator | None:
         return generator
     drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
     return torch.Generator(generator.device).manual_seed(int(drawn) + rank())
+
+
+def _divided(count: int, generator: torch.Generator | None) -> Tensor:
+    """Uniform numbers "B" for the images of this process: together those of one process.
+
+    Of process r of N are numbers r, r + N, ... of a common row, as it has images r, r + N, ...
+    """
+    if generator is None:
+        return torch.rand(count)
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    row = torch.Generator().manual_seed(int(seed))
+    return torch.rand(count * processes(), generator=row)[rank() :: processes()]
 
 
 def _analogue(fields: tuple[str, ...]) -> tuple[str, ...]:

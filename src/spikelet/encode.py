@@ -70,14 +70,13 @@ def fitted(images: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images, size, mode="bilinear")
 
 
-def slid(x: Tensor, images: Tensor, share: float, generator: Generator | None = None) -> Tensor:
+def slid(x: Tensor, images: Tensor, share: float, drawn: Tensor) -> Tensor:
     """Input "T B ..." whose first steps show the images "B ..." instead: a share of all steps.
 
-    Sample b shows its image at the first floor(share T + u_b) steps, u_b uniform in 0..1, so that
-    the mean over many samples is that share exactly, of as few steps as there may be.
+    Sample b shows its image at the first floor(share T + u_b) steps, u_b in 0..1 as `drawn` "B",
+    so that the mean over many samples is that share exactly, of as few steps as there may be.
     """
     steps, batch = x.shape[:2]
-    drawn = torch.rand(batch, generator=generator).to(x.device)
     number = (share * steps + drawn).floor()
     replaced = torch.arange(steps, device=x.device)[:, None] < number
     return torch.where(replaced.reshape(steps, batch, *[1] * images[0].ndim), images, x)

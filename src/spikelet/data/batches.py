@@ -67,7 +67,7 @@ class Batches:
         self, epoch: int = 0, skip: int = 0
     ) -> Iterator[tuple[Float32[Tensor, "B *T C H W"], Int64[Tensor, "B"]]]:
         """The batches of one epoch from number `skip` on."""
-        order = self._order(epoch)
+        order = self.order(epoch)
         rank, processes = self.shard
         stored = isinstance(self.images, OnDisk)
         changes = self._decoded(order, epoch, skip) if stored else self._held(order, epoch, skip)
@@ -96,7 +96,8 @@ class Batches:
         plan = _Plan(batches, self.shard, (self.seed, epoch))
         return streamed(self.images, plan, self.augment, self.device.type == "cuda")
 
-    def _order(self, epoch: int) -> Tensor:
+    def order(self, epoch: int) -> Int64[Tensor, "N"]:
+        """The samples of an epoch, those of all processes, batch after batch."""
         count = len(self.labels)
         if not self.shuffle:
             return torch.arange(count, device=self.device)

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spikelet.data.dataset import Dataset, Split, assemble, data_root, fetch, missing, reading
+from spikelet.data.dataset import (
+    Dataset,
+    Split,
+    assemble,
+    data_root,
+    fetch,
+    held_out,
+    missing,
+    reading,
+)
 from spikelet.errors import UserError, unknown
 from spikelet.vision import torchvision
 
@@ -35,6 +44,7 @@ STATISTICS = {
 }
 LICENCE = "none named; research use, cite A. Krizhevsky, 2009"
 PIXELS = 32
+HELD_OUT = 5000
 TEN, HUNDRED = "cifar-10-batches-py", "cifar-100-python"
 
 
@@ -46,7 +56,7 @@ def cifar10(
     normalise: Literal["cifar10", "cifar100", "imagenet"] = "cifar10",
     size: int = PIXELS,
     train: int | None = None,
-    validation: int = 5000,
+    validation: int | None = None,
     download: bool = False,
     seed: int = 0,
 ) -> Dataset:
@@ -56,7 +66,8 @@ def cifar10(
     and tests on batch 5. `test` "available" takes what test_batch holds (said in `notes` when
     fewer than 10,000), "official" insists on all 10,000, "jpeg" takes the recompressed
     test_batch_jpeg. `normalise` names whose mean and deviation the network is fed with. A `size`
-    below 32 averages pixels, for quick studies: 16 is a quarter of the work.
+    below 32 averages pixels, for quick studies: 16 is a quarter of the work. `train` keeps that
+    many labelled images, of which `validation` are held out: 5,000, or a tenth of a smaller number.
     """
     _choice("protocol", protocol, ("standard", "batch5"))
     _choice("test", test, ("available", "official", "jpeg"))
@@ -76,7 +87,7 @@ def cifar10(
         parts[-1],
         classes=CLASSES,
         licence=LICENCE,
-        validation=validation,
+        validation=held_out(validation, train, HELD_OUT),
         train=train,
         seed=seed,
         statistics=STATISTICS[normalise],
@@ -91,7 +102,7 @@ def cifar100(
     normalise: Literal["cifar10", "cifar100", "imagenet"] = "cifar100",
     size: int = PIXELS,
     train: int | None = None,
-    validation: int = 5000,
+    validation: int | None = None,
     download: bool = False,
     seed: int = 0,
 ) -> Dataset:
@@ -107,7 +118,7 @@ def cifar100(
         _batch(folder / "test", "fine_labels", size),
         classes=classes,
         licence=LICENCE,
-        validation=validation,
+        validation=held_out(validation, train, HELD_OUT),
         train=train,
         seed=seed,
         statistics=STATISTICS[normalise],

@@ -18,11 +18,32 @@ from spikelet.errors import UserError
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Which still image each sample is or shows.
+
+    Attributes:
+        name: of the images that are counted, such as "MNIST train".
+        numbers: int64 "N", from 0 in their own order; -1 where it is not known.
+    """
+
+    name: str
+    numbers: Int64[Tensor, "N"]
+
+    def at(self, index: Tensor) -> Origin:
+        """That of the samples at `index` "M"."""
+        return Origin(self.name, self.numbers[index])
+
+
+@dataclass(frozen=True)
 class Split:
-    """Images uint8 "N C H W", or event frames "N T C H W", and labels int64 "N"."""
+    """Images uint8 "N C H W", or event frames "N T C H W", and labels int64 "N".
+
+    `origin` says which still images they are or show, where that is known.
+    """
 
     images: UInt8[Tensor, "N *T C H W"]
     labels: Int64[Tensor, "N"]
+    origin: Origin | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -31,7 +52,8 @@ class Split:
         """The images and labels at `index` "M", copied."""
         part = getattr(self.images, "part", None)  # of files that are not decoded for that
         images = self.images[index] if part is None else part(index)
-        return Split(images, self.labels[index])
+        origin = None if self.origin is None else self.origin.at(index)
+        return Split(images, self.labels[index], origin)
 
 
 @dataclass(frozen=True)
@@ -147,6 +169,13 @@ def _drawn(argument: str, split: Split, count: int, seed: int) -> tuple[Split, S
             f"choose between 1 and {len(split) - 1}",
         )
     return hold_out(split, count, seed)
+
+
+def held_out(validation: int | None, train: int | None, usual: int, share: int = 10) -> int:
+    """Images to hold out where none are named: the usual ones, or one in `share` of a few kept."""
+    if validation is not None:
+        return validation
+    return usual if train is None else min(usual, max(train // share, 1))
 
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:

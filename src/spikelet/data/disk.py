@@ -23,7 +23,7 @@ from spikelet.errors import UserError
 Box = tuple[float, float, float, float]
 Numbered = tuple[int, tuple[int, ...]]
 AHEAD, MOST = 4, 16  # batches that each loader prepares, and loaders at most
-THREADS = 8
+THREADS, NAMED = 8, 5
 
 
 @final
@@ -141,10 +141,22 @@ def streamed(
         pin_memory=pinned,
     )
     for batch in loader:
-        if isinstance(batch, str):
-            decoded(Path(batch), 1, images.middle)
-            raise UserError(f"data_root={batch}", "this image cannot be read", "repair it")
+        if not isinstance(batch, Tensor):
+            raise unreadable(batch)
         yield batch
+
+
+def unreadable(bad: Sequence[str]) -> UserError:
+    """The error about images of one batch that cannot be read, by their paths."""
+    path, *others = bad
+    try:
+        decoded(Path(path), 1, lambda width, height: (0, 0, width, height))
+    except UserError as error:
+        if not others:
+            return error
+    what = f"{len(bad)} images of one batch cannot be read, this one first"
+    shown = ", ".join(Path(each).name for each in bad[:NAMED])
+    return UserError(f"data_root={path}", what, f"repair or remove them ({shown})")
 
 
 def keyed(*key: int) -> Generator:
@@ -188,8 +200,7 @@ class _Files(Dataset[Any]):
         return image
 
 
-def _collated(images: Sequence[Tensor | str]) -> Tensor | str:
-    for image in images:
-        if isinstance(image, str):
-            return image
-    return torch.stack([image for image in images if isinstance(image, Tensor)])
+def _collated(images: Sequence[Tensor | str]) -> Tensor | list[str]:
+    """A batch, or the paths of its images that cannot be read."""
+    bad = [image for image in images if isinstance(image, str)]
+    return bad or torch.stack([image for image in images if isinstance(image, Tensor)])

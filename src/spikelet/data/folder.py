@@ -17,7 +17,7 @@ from spikelet.errors import UserError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 PARTS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 TEST_SHARE = 0.2
-THREADS, CHUNK = 8, 64
+THREADS, CHUNK, NAMED = 8, 64, 5
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 SCALED = ("PNG", "PPM")  # files whose whole numbers Pillow gives between 0 and 65535
 
@@ -152,20 +152,38 @@ def decode(files: Sequence[Path], size: int, channels: int) -> torch.Tensor:
     """Image files in their order as uint8 "N C H W", read by several threads.
 
     Raises:
-        UserError: for the first file that cannot be read.
+        UserError: for the files that cannot be read: how many there are, and the first few.
     """
     images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
 
-    def read(start: int) -> None:
+    def read(start: int) -> list[tuple[Path, UserError]]:
+        found = []
         for index in range(start, min(start + CHUNK, len(files))):
-            images[index] = _pixels(files[index], size, channels)
+            try:
+                images[index] = _pixels(files[index], size, channels)
+            except UserError as error:
+                found.append((files[index], error))
+        return found
 
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS))
     try:
-        list(pool.map(read, range(0, len(files), CHUNK)))  # raises what the first failure raised
+        bad = [each for part in pool.map(read, range(0, len(files), CHUNK)) for each in part]
     finally:
         pool.shutdown(cancel_futures=True)
+    if bad:
+        raise unreadable(bad, len(files))
     return images
+
+
+def unreadable(bad: Sequence[tuple[Path, UserError]], count: int) -> UserError:
+    """The error about some of `count` images: that of the only one, or their number and names."""
+    if len(bad) == 1:
+        return bad[0][1]
+    folder = Path(os.path.commonpath([path.parent for path, _ in bad]))
+    shown = ", ".join(str(path.relative_to(folder)) for path, _ in bad[:NAMED])
+    more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    what = f"{len(bad)} of {count} images cannot be read: {shown}{more}"
+    return UserError(f"data_root={folder}", what, "repair or remove them")
 
 
 def _pixels(path: Path, size: int, channels: int) -> torch.Tensor:

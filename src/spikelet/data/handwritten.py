@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 
 from spikelet.data.dataset import (
     Dataset,
+    Origin,
     Split,
     assemble,
     data_root,
     fetch,
+    held_out,
     hold_out,
     missing,
     reading,
@@ -37,14 +40,16 @@ CLOTHES = (
 )
 CROP = {"kind": "crop", "padding": 2}
 FLIP = {"kind": "flip"}
-PIXELS, LARGEST = 28, 256
+PIXELS, LARGEST, HELD_OUT = 28, 256, 5000
+MNIST_ORDER = "MNIST train"  # what a number of an image of its training part counts in
 
 
-def digits(*, train: int = 400, validation: int = 80, seed: int = 0) -> Dataset:
+def digits(*, train: int = 400, validation: int | None = None, seed: int = 0) -> Dataset:
     """Scikit-learn's handwritten digits, 8x8 grey: a small labelled part, the rest is the test.
 
     Of 1,797 images `train` are labelled (stratified, the same for every seed), 1,397 by default
-    remain for the test; `validation` images are held out of the labelled ones by `seed`.
+    remain for the test; `validation` of the labelled ones, by default a fifth, at most 80, are held
+    out by `seed`.
     """
     try:
         from sklearn.datasets import load_digits
@@ -68,7 +73,7 @@ def digits(*, train: int = 400, validation: int = 80, seed: int = 0) -> Dataset:
         test,
         classes=DIGITS,
         licence="CC BY 4.0 (UCI Optical Recognition of Handwritten Digits)",
-        validation=validation,
+        validation=held_out(validation, train, usual=80, share=5),
         train=None,
         seed=seed,
         augment=({**CROP, "padding": 1},),
@@ -82,25 +87,27 @@ def mnist(
     size: int = PIXELS,
     channels: int = 1,
     train: int | None = None,
-    validation: int = 5000,
+    validation: int | None = None,
     download: bool = False,
     seed: int = 0,
 ) -> Dataset:
     """MNIST, 28x28 grey digits, 60,000 train and 10,000 test images in ROOT/MNIST/raw.
 
     With `size` 34 and two `channels`, all grey, they have the form of N-MNIST's frames, so that a
-    teacher of images can be the start of a student of events.
+    teacher of images can be the start of a student of events. `train` keeps that many labelled
+    images, of which `validation` are held out: 5,000, or a tenth of a smaller number.
     """
     labelled, test = (
         _fitted(part, size, channels) for part in _idx("MNIST", data_root(root), download)
     )
+    labelled = replace(labelled, origin=Origin(MNIST_ORDER, torch.arange(len(labelled))))
     return assemble(
         "mnist",
         labelled,
         test,
         classes=DIGITS,
         licence="CC BY-SA 3.0 (Y. LeCun, C. Cortes, C. Burges)",
-        validation=validation,
+        validation=held_out(validation, train, HELD_OUT),
         train=train,
         seed=seed,
         augment=(CROP,),
@@ -111,7 +118,7 @@ def fashion_mnist(
     *,
     root: Path | str | None = None,
     train: int | None = None,
-    validation: int = 5000,
+    validation: int | None = None,
     download: bool = False,
     seed: int = 0,
 ) -> Dataset:
@@ -123,7 +130,7 @@ def fashion_mnist(
         test,
         classes=CLOTHES,
         licence="MIT (Zalando SE)",
-        validation=validation,
+        validation=held_out(validation, train, HELD_OUT),
         train=train,
         seed=seed,
         augment=(CROP, FLIP),
@@ -140,7 +147,7 @@ def _fitted(split: Split, size: int, channels: int) -> Split:
         return split
     parts = split.images.split(10_000)
     sized = [fitted(part.float(), 1, (size, size)).round().to(torch.uint8) for part in parts]
-    return Split(torch.cat(sized).expand(-1, channels, -1, -1).contiguous(), split.labels)
+    return replace(split, images=torch.cat(sized).expand(-1, channels, -1, -1).contiguous())
 
 
 def _idx(name: str, root: Path, download: bool) -> tuple[Split, Split]:

@@ -34,13 +34,13 @@ METHODS: Mapping[str, dict[str, Spec]] = {
         "logits": {"kind": "step-logits", "weight": 0.2, "tau": 3.0},
         "ensemble": {"kind": "step-ensemble", "weight": 0.5, "tau": 3.0},
     },
-    "ckd": {"ce": CE, "logits": KD, "semantic": {"kind": "semantic"}},
+    "ckd": {"ce": CE, "logits": {**KD, "tau": 1.0}, "semantic": {"kind": "semantic"}},
     "distilling-spikes": {"ce": CE, "spikes": {"kind": "spike-windows"}},
 }
 UNROLLED: dict[str, Any] = {"execute": {"kind": "bptt"}}
 FIELDS: Mapping[str, dict[str, Any]] = {
     "qann": {"execute": {"kind": "quantised"}},
-    "ckd": {"encode": {"kind": "direct", "sliding": 0.5}},
+    "ckd": {"encode": {"kind": "direct", "sliding": 0.25}},
     "twkd": UNROLLED,
     "distilling-spikes": UNROLLED,
 }

@@ -7,8 +7,9 @@ import dataclasses
 import torch
 from torch import nn
 
-from spikelet.data import Dataset
-from spikelet.data.paired import Paired
+from spikelet.data import Batches, Dataset
+from spikelet.data.paired import Accompanied, Paired
+from spikelet.distill import Distiller
 from spikelet.recipe import DATA, build
 from spikelet.train.load import ANN, Loaded, assemble
 
@@ -36,9 +37,22 @@ def images_of(teacher: Loaded) -> Dataset | None:
 
 
 def paired(teacher: Loaded, dataset: Dataset, device: torch.device) -> Paired | None:
-    """What the teacher is shown in training: images of the events' classes."""
+    """What the teacher is shown in training: a recording's own image, or one of its class."""
     images = images_of(teacher)
-    return None if images is None else Paired(images, dataset.classes, device)
+    return None if images is None else Paired(images, dataset, device)
+
+
+def beside(distiller: Distiller, batches: Batches) -> Batches | Accompanied:
+    """What a distiller is trained on: batches, with images beside events where it is paired."""
+    paired = distiller.paired
+    return Accompanied(batches, paired) if isinstance(paired, Paired) else batches
+
+
+def summed(dataset: Dataset, shown: Paired | None) -> Dataset:
+    """The data set with a sum of the images that are paired with it among its own sums."""
+    if shown is None:
+        return dataset
+    return dataclasses.replace(dataset, hashes={**dataset.hashes, "paired": shown.fingerprint()})
 
 
 def sees(teacher: Loaded, dataset: Dataset) -> bool:

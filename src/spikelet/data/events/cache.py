@@ -22,7 +22,12 @@ from spikelet.data.events.frames import Framing, framed
 from spikelet.data.events.stream import Events
 from spikelet.errors import UserError
 
-FOLDER = ".frames"
+try:
+    import fcntl
+except ImportError:  # not on this system: several processes may then build the same frames
+    fcntl = None  # type: ignore[assignment]
+
+FOLDER, LOCK = ".frames", ".lock"
 VERSION = 1  # of what readers and framing make of the same files
 THREADS = 8
 
@@ -46,24 +51,50 @@ def split_of(name: str, sources: Sequence[Source], framing: Framing, root: Path)
     """The frames and labels of some files in their order, from the cache where it has them.
 
     The cache is a file in ROOT/.frames, or in the user's cache where that cannot be written, named
-    by a hash of the settings and of the files' names, sizes and times.
+    by a hash of the settings and of the files' names, sizes and times. Of several processes one
+    builds, and the others wait for it.
 
     Raises:
         UserError: if a recording cannot be decoded, or there are none.
     """
-    key = _key(name, sources, framing, root)
-    for folder in _folders(root):
-        stored = _stored(folder / f"{name}-{key}.npz")
+    file = f"{name}-{_key(name, sources, framing, root)}.npz"
+    stored = _found(file, root)
+    if stored is not None:
+        return stored
+    with _in_turn(root):
+        stored = _found(file, root)
         if stored is not None:
             return stored
-    images, labels = _built(sources, framing)
-    if not len(labels):
-        raise UserError(f"data_root={root}", f"no recordings of {name} found", "add some")
-    for folder in _folders(root):
-        with contextlib.suppress(OSError):
-            _store(folder / f"{name}-{key}.npz", images, labels)
-            break
+        images, labels = _built(sources, framing)
+        if not len(labels):
+            raise UserError(f"data_root={root}", f"no recordings of {name} found", "add some")
+        for folder in _folders(root):
+            with contextlib.suppress(OSError):
+                _store(folder / file, images, labels)
+                break
     return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def _found(file: str, root: Path) -> Split | None:
+    """What the cache has under a name."""
+    for folder in _folders(root):
+        stored = _stored(folder / file)
+        if stored is not None:
+            return stored
+    return None
+
+
+@contextlib.contextmanager
+def _in_turn(root: Path) -> Iterator[None]:
+    """One process after the other, in the first folder of the cache that can be written to."""
+    with contextlib.ExitStack() as stack:
+        for folder in _folders(root) if fcntl is not None else ():
+            with contextlib.suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((folder / LOCK).open("ab"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+                break
+        yield
 
 
 def _folders(root: Path) -> Iterator[Path]:

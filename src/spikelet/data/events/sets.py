@@ -2,103 +2,31 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from spikelet.data.cifar import CLASSES as CIFAR_CLASSES
-from spikelet.data.dataset import Dataset, assemble, data_root, missing
+from spikelet.data.dataset import Dataset, Origin, assemble, data_root, missing
 from spikelet.data.events import archives
-from spikelet.data.events.aedat import read_aedat
-from spikelet.data.events.atis import read_bin
 from spikelet.data.events.cache import Source, split_of
-from spikelet.data.events.download import Archive, fetch_all
+from spikelet.data.events.download import fetch_all
 from spikelet.data.events.frames import By, Framing, unit_of
-from spikelet.data.events.stream import Events, decoding
-from spikelet.data.handwritten import DIGITS
+from spikelet.data.events.kinds import (
+    CIFAR10_DVS,
+    DVS_GESTURE,
+    GESTURES,
+    N_CALTECH101,
+    NMNIST,
+    Kind,
+)
+from spikelet.data.events.recordings import caltech, digit, dvs, labelled, numbers, trials
+from spikelet.data.handwritten import DIGITS, MNIST_ORDER
 from spikelet.errors import UserError
 
-GESTURES = (
-    "hand clapping",
-    "right hand wave",
-    "left hand wave",
-    "right arm clockwise",
-    "right arm counter clockwise",
-    "left arm clockwise",
-    "left arm counter clockwise",
-    "arm roll",
-    "air drums",
-    "air guitar",
-    "other gestures",
-)
 TENTH = 10
 RULE = "the recordings whose SHA-256 of CLASS/NAME is a multiple of 10"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What the loaders below differ in.
-
-    Attributes:
-        name: of the data set.
-        folder: below the root.
-        sensor: height and width.
-        white: events of a recording that fill one pixel's frames.
-        licence: of the recordings.
-        augment: the specs of its usual augmentations.
-        archives: where it comes from.
-    """
-
-    name: str
-    folder: str
-    sensor: tuple[int, int]
-    white: int
-    licence: str
-    augment: tuple[Mapping[str, Any], ...]
-    archives: tuple[Archive, ...]
-
-
-FLIP = {"kind": "flip"}
-ROLL = {"kind": "roll", "pixels": 4}
-NMNIST = Kind(
-    "nmnist",
-    "NMNIST",
-    (34, 34),
-    32,
-    "CC BY-SA 4.0 (G. Orchard et al., 2015)",
-    ({"kind": "crop", "padding": 2},),
-    archives.NMNIST,
-)
-CIFAR10_DVS = Kind(
-    "cifar10-dvs",
-    "CIFAR10DVS",
-    (128, 128),
-    256,
-    "CC BY 4.0 (H. Li et al., 2017)",
-    (FLIP, ROLL),
-    archives.CIFAR10_DVS,
-)
-DVS_GESTURE = Kind(
-    "dvs-gesture",
-    "DVSGesture",
-    (128, 128),
-    256,
-    "CC BY 4.0 (A. Amir et al., 2017)",
-    (ROLL,),  # mirrored, a left hand would be a right one
-    archives.DVS_GESTURE,
-)
-N_CALTECH101 = Kind(
-    "n-caltech101",
-    "NCaltech101",
-    (180, 240),
-    128,
-    "CC BY 4.0 (G. Orchard et al., 2015)",
-    (FLIP, ROLL),
-    archives.N_CALTECH101,
-)
 
 
 @dataclass(frozen=True)
@@ -127,15 +55,17 @@ def nmnist(
     """N-MNIST: MNIST's digits before a moving ATIS camera, 34x34, in ROOT/NMNIST/Train and Test.
 
     `frames` frames of equal duration (`by` "time") or event count ("count"), scaled to `size`
-    pixels. Held out by default: a tenth of the training recordings.
+    pixels. Held out by default: a tenth of the training recordings. Which image of MNIST a training
+    recording shows is known by its name (`Split.origin`).
     """
     framing = _framing(NMNIST, frames, by, size)
     asked = Asked(framing, data_root(root), train, validation, download, seed)
     folder = _folder(NMNIST, asked, ("Train", "Test"))
-    parts = [_labelled(folder / part, DIGITS, ".bin", _digit) for part in ("Train", "Test")]
+    parts = [labelled(folder / part, DIGITS, ".bin", digit) for part in ("Train", "Test")]
     counts = tuple(map(len, parts))
     notes = "" if counts == (60_000, 10_000) else f"{counts[0]} of 60000 and {counts[1]} of 10000"
-    return _dataset(NMNIST, asked, folder, parts[0], parts[1], DIGITS, notes)
+    shown = Origin(MNIST_ORDER, numbers(parts[0]))
+    return _dataset(NMNIST, asked, folder, parts[0], parts[1], DIGITS, notes, shown)
 
 
 def cifar10_dvs(
@@ -158,7 +88,7 @@ def cifar10_dvs(
     framing = _framing(CIFAR10_DVS, frames, by, size)
     asked = Asked(framing, data_root(root), train, validation, download, seed)
     folder = _folder(CIFAR10_DVS, asked, CIFAR_CLASSES)
-    sources = _labelled(folder, CIFAR_CLASSES, ".aedat*", _dvs)
+    sources = labelled(folder, CIFAR_CLASSES, ".aedat*", dvs)
     return _by_rule(CIFAR10_DVS, asked, folder, sources, CIFAR_CLASSES)
 
 
@@ -182,7 +112,7 @@ def n_caltech101(
     asked = Asked(framing, data_root(root), train, validation, download, seed)
     folder = _folder(N_CALTECH101, asked, ("Caltech101",)) / "Caltech101"
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
-    sources = _labelled(folder, classes, ".bin", _caltech)
+    sources = labelled(folder, classes, ".bin", caltech)
     return _by_rule(N_CALTECH101, asked, folder, sources, classes)
 
 
@@ -205,7 +135,7 @@ def dvs_gesture(
     framing = _framing(DVS_GESTURE, frames, by, size)
     asked = Asked(framing, data_root(root), train, validation, download, seed)
     folder = _folder(DVS_GESTURE, asked, ("DvsGesture",)) / "DvsGesture"
-    parts = [_trials(folder, f"trials_to_{part}.txt") for part in ("train", "test")]
+    parts = [trials(folder, f"trials_to_{part}.txt") for part in ("train", "test")]
     return _dataset(DVS_GESTURE, asked, folder, parts[0], parts[1], GESTURES, "")
 
 
@@ -231,62 +161,6 @@ def _folder(kind: Kind, asked: Asked, wanted: Sequence[str]) -> Path:
         what = f"{', '.join(absent)} of {kind.folder}" if partial else kind.folder
         raise missing(asked.root, what)
     return folder
-
-
-def _labelled(
-    folder: Path, classes: Sequence[str], suffix: str, read: Callable[[Path], Events]
-) -> list[Source]:
-    """A source for each file of each class folder, in order of class and name."""
-    found = []
-    for label, name in enumerate(classes):
-
-        def one(path: Path, label: int = label) -> list[tuple[Events, int]]:
-            return [(read(path), label)]
-
-        files = sorted(path for path in (folder / name).glob(f"*{suffix}") if path.is_file())
-        found += [Source(path, one) for path in files]
-    return found
-
-
-def _digit(path: Path) -> Events:
-    return read_bin(path, NMNIST.sensor)
-
-
-def _caltech(path: Path) -> Events:
-    return read_bin(path, N_CALTECH101.sensor)
-
-
-def _dvs(path: Path) -> Events:
-    """A recording of CIFAR10-DVS; files of its publisher are AEDAT 2.0 of a DVS128."""
-    found = read_aedat(path)
-    with decoding(path):
-        if found.size != CIFAR10_DVS.sensor:
-            raise ValueError(f"a sensor of {found.size} where 128x128 was expected")
-    return found
-
-
-def _trials(folder: Path, name: str) -> list[Source]:
-    """A source for each recording that one of the official lists names and that is there."""
-    with decoding(folder / name):
-        named = (folder / name).read_text(encoding="utf-8").split()
-    paths = [folder / each for each in named]
-    labels = [path.with_name(f"{path.stem}_labels.csv") for path in paths]
-    return [
-        Source(path, _gestures, (table,))
-        for path, table in zip(paths, labels, strict=True)
-        if path.is_file() and table.is_file()
-    ]
-
-
-def _gestures(path: Path) -> list[tuple[Events, int]]:
-    """The gestures of one recording, cut out by the table beside it: class, start, end."""
-    whole, table = read_aedat(path), path.with_name(f"{path.stem}_labels.csv")
-    with decoding(table):
-        rows = list(csv.reader(table.read_text(encoding="utf-8").splitlines()))[1:]
-        cuts = [(int(row[0]) - 1, int(row[1]), int(row[2])) for row in rows if row]
-        if any(not 0 <= label < len(GESTURES) for label, _, _ in cuts):
-            raise ValueError(f"classes 1 to {len(GESTURES)} expected")
-    return [(whole.between(start, stop), label) for label, start, stop in cuts]
 
 
 def chosen_for_test(name: str) -> bool:
@@ -317,17 +191,19 @@ def _dataset(
     kind: Kind,
     asked: Asked,
     folder: Path,
-    labelled: Sequence[Source],
+    training: Sequence[Source],
     test: Sequence[Source],
     classes: Sequence[str],
     notes: str,
+    origin: Origin | None = None,
 ) -> Dataset:
-    """The frames of both parts as a data set."""
+    """The frames of both parts as a data set; `origin` says which images those of training show."""
     train, held = asked.train, asked.validation
     parts = [
         split_of(f"{kind.name}-{part}", sources, asked.framing, folder)
-        for part, sources in (("train", labelled), ("test", test))
+        for part, sources in (("train", training), ("test", test))
     ]
+    parts[0] = replace(parts[0], origin=origin)
     if held is None:
         held = max((len(parts[0]) if train is None else train) // TENTH, 1)
     return assemble(
