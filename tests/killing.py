@@ -1,5 +1,8 @@
 """A run that is killed at random moments and resumed until it is through, each life a fork.
 
+A life ends after some seconds of its own computing, or soon after it has stored something, so that
+a busy machine lets it come as far as an idle one. Neither signal can be heard by it.
+
 `python tests/killing.py FOLDER TASK SEED KILLS` prints how many lives were killed with the run
 begun and how many checkpoints were damaged; every fourth kill flips a bit in the newest one.
 """
@@ -22,7 +25,8 @@ from spikelet.data import Dataset, digits
 from spikelet.recipe import Recipe, Training, default_recipe
 from spikelet.train.job import distill, teach
 
-LONGEST = 0.6  # seconds of a life that is killed
+LONGEST = 0.15  # seconds that a life computes before it is killed
+SOON = 0.02  # seconds from something that it stores to its end
 DATA = {"kind": "digits", "train": 120, "validation": 20}
 
 
@@ -48,26 +52,42 @@ def live(task: str, folder: Path, out: Path, dataset: Dataset) -> None:
     start(recipe_of(task, folder), out, resume=True, console=console, device="cpu", dataset=dataset)
 
 
-def forked(task: str, folder: Path, out: Path, dataset: Dataset, seconds: float) -> bool:
-    """Whether a life came to its end within some seconds; it is killed then."""
+def begun(task: str, folder: Path, out: Path, dataset: Dataset, seconds: float = 0.0) -> int:
+    """The process of a life; it dies at once when it has computed for some seconds, if any."""
     child = os.fork()
-    if not child:
-        try:
-            live(task, folder, out, dataset)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        gone, status = os.waitpid(child, os.WNOHANG)
-        if gone:
-            assert status == 0, "a life has failed"
-            return True
-        time.sleep(0.002)
+    if child:
+        return child
+    try:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        live(task, folder, out, dataset)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+
+def ended(child: int) -> bool:
+    """Whether a life came to its end by itself, once it is over."""
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL, -signal.SIGPROF), "a life has failed"
+    return status == 0
+
+
+def killed_after_a_step(child: int, out: Path, seconds: float) -> None:
+    """Kills a life some seconds after the next thing that it does to its checkpoints."""
+    seen = touched(out)
+    while touched(out) == seen:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return
+        time.sleep(0.001)
+    time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+
+
+def touched(out: Path) -> int | None:
+    """When something was last made or renamed among the checkpoints."""
+    place = out / "checkpoint"
+    return place.stat().st_mtime_ns if place.exists() else None
 
 
 def flip(out: Path, draw: random.Random) -> bool:
@@ -90,14 +110,19 @@ def main(folder: Path, task: str, seed: int, kills: int) -> None:
     every = digits(train=120, validation=20)
     dataset = dataclasses.replace(every, test=every.test.at(torch.arange(60)))
     for whole in dict.fromkeys(["teach", task]):
-        assert forked(whole, folder, folder / whole, dataset, 600)
+        assert ended(begun(whole, folder, folder / whole, dataset))
     draw, out, hits, damaged = random.Random(seed), folder / "killed", 0, 0
     for number in range(kills):
-        if forked(task, folder, out, dataset, draw.uniform(0.02, LONGEST)):
+        if number % 2:
+            child = begun(task, folder, out, dataset, draw.uniform(0.02, LONGEST))
+        else:
+            child = begun(task, folder, out, dataset)
+            killed_after_a_step(child, out, draw.uniform(0, SOON))
+        if ended(child):
             break
         hits += (out / "recipe.json").exists()
         damaged += number % 4 == 3 and flip(out, draw)
-    assert forked(task, folder, out, dataset, 600)
+    assert ended(begun(task, folder, out, dataset))
     print(hits, damaged)
 
 

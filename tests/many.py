@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,25 +12,30 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from small import images, network, student
+from spikelet.data import Dataset, Split
 from spikelet.distill import Distiller
 from spikelet.dual import Dual, fold, unfold
 from spikelet.encode import Direct
 from spikelet.errors import UserError
 from spikelet.execute import ann, bptt, rate
 from spikelet.graph import capture
+from spikelet.measure import accuracy
 from spikelet.processes import from_each, processes, rank
 from spikelet.quantise import quantised
 from spikelet.rate import normalise
-from spikelet.recipe import METHODS, TERMS, Training, build, terms_of
+from spikelet.recipe import METHODS, TERMS, Training, build, default_recipe, terms_of
 from spikelet.shared import sharing
 from spikelet.terms import Affine, CrossEntropy, Feature, Hybrid, Relation, Term
 from spikelet.train import fit
 from spikelet.train.gradients import gradients
+from spikelet.train.job import teach
+from spikelet.train.rows import evaluation
 
 STEPS, GLOBAL = 4, 11  # images of all processes: one of two has six, the other five
 EXECUTES: Mapping[str, Callable] = {
@@ -97,6 +104,7 @@ def cases() -> dict[str, Callable[[], dict[str, Tensor]]]:
     case("joint", rate, terms("logits"), joint=True)
     case("accumulated", rate, terms("hybrid"), accumulate=2)
     case("of a user", rate, {"spread": Spread()})
+    table["accuracy"] = counted
     table["waiting norm"] = waiting_norm
     table["plain model"] = plain_model
     return table
@@ -187,6 +195,20 @@ def together(value: Tensor) -> Tensor:
     return found
 
 
+def counted() -> dict[str, Tensor]:
+    """How many of few and of more images are answered rightly: whole numbers, so exactly alike."""
+    found, shape = {}, images("stages", 1).shape[1:]
+    draw = torch.Generator().manual_seed(8)
+    net = network("stages", 1).float().eval()
+    for images_of_all in (1, GLOBAL, 600):
+        pixels = torch.randint(0, 256, (images_of_all, *shape), generator=draw, dtype=torch.uint8)
+        split = Split(pixels, torch.arange(images_of_all) % 3)
+        data = Dataset("noise", split, None, split, ("a", "b", "c"), (0.5,) * 2, (0.3,) * 2, "", {})
+        value = accuracy(net, evaluation(split, data, torch.device("cpu")))
+        found[f"accuracy of {images_of_all}"] = torch.tensor(value, dtype=torch.float64)
+    return found
+
+
 def plain_model() -> dict[str, Tensor]:
     """An ANN that nobody traced, with norms of vectors and of maps."""
     torch.manual_seed(5)
@@ -259,20 +281,37 @@ def deserted(run: Path, steps: int) -> str:
     return "it went on alone"
 
 
-def work(number: int, count: int, folder: str, names: list[str]) -> None:
+def taught(run: Path) -> list[dict[str, Any]]:
+    """The rows of a whole run in a folder, of one process or of several."""
+    recipe = default_recipe(
+        "teach", {"kind": "digits", "train": 117, "validation": 21}, seed=3,
+        model={"kind": "small-cnn", "width": 2},
+        training=Training(epochs=2, batch=24 // processes(), processes=processes(), scaling="none"),
+    )  # fmt: skip
+    return teach(recipe, run, console=Console(quiet=True), device="cpu")["rows"]
+
+
+def work(number: int, count: int, folder: str) -> None:
     """One of several processes: computes every case; process 0 stores what came out."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=count
     )
     place = Path(folder)
-    found: dict[str, Any] = {name: cases()[name]() for name in names}
+    found: dict[str, Any] = {name: case() for name, case in cases().items()}
     found["unshared"] = outcome(distiller(rate, terms("logits")), share=False)
     found["trained"] = trained(place / "trained")
     found["dropped"] = trained(place / "dropped", dropout=True)
     found["resumed"] = trained(place / "resumed", dropout=True, stop_after=7)
+    found["rows"] = taught(place / "taught")
     fit(learner(True), Epochs(), training=training(), run=place / "stopped", stop_after=7,
         console=Console(quiet=True))  # fmt: skip
-    found["deserted"] = deserted(place / "deserted", 7)
+    found["deserted"] = deserted(place / "deserted", 7)  # the last: process 1 ends
     if number == 0:
         torch.save(found, place / "found.pt")
+
+
+if __name__ == "__main__":
+    torch.optim.AdamW([torch.zeros(1)])  # what this imports, both would
+    how = "fork" if hasattr(os, "fork") else "spawn"
+    torch.multiprocessing.start_processes(work, (2, sys.argv[1]), 2, start_method=how)

@@ -589,7 +589,7 @@ def test_loss_that_is_not_finite(tmp_path: Path, capfd: pytest.CaptureFixture[st
     words = ("teach", *FEW, "--batch", "8", "--learning-rate", "1e30")
     said = sentence(capfd, *words, "--out", tmp_path / "out")
     assert "not finite" in said
-    assert "lower it" in said
+    assert "lower one" in said
 
 
 def test_defect_is_told_as_one(

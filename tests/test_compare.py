@@ -539,9 +539,9 @@ def test_stopped_grid_goes_on_to_the_same_rows(
     done: dict[str, Any], teacher: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle of a run by a signal, as Ctrl-C is."""
-    from spikelet.train.fit import _Loop
+    from spikelet.train.loop import Loop
 
-    step, taken = _Loop.step, []
+    step, taken = Loop.step, []
 
     def counted(self: Any, *args: Any) -> None:
         step(self, *args)
@@ -549,7 +549,7 @@ def test_stopped_grid_goes_on_to_the_same_rows(
         if len(taken) == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(_Loop, "step", counted)
+    monkeypatch.setattr(Loop, "step", counted)
     out = tmp_path / "out"
     with pytest.raises(Interrupted, match="spikelet compare --resume") as stop:
         go(tiny(teacher, ("logits",)), out)

@@ -32,11 +32,11 @@ SIGNATURES = {
     "Neuron.forward": "(self, currents)",
     "IF": (
         "(threshold=1.0, initial=0.0, learn_threshold=False, reset='soft', v_reset=0.0, "
-        "detach=None, surrogate=None, signed=False)"
+        "detach=None, surrogate=None, signed=False, dither=0.0)"
     ),
     "LIF": (
         "(tau=2.0, input_decay=False, threshold=1.0, initial=0.0, learn_threshold=False, "
-        "reset='soft', v_reset=0.0, detach=None, surrogate=None, signed=False)"
+        "reset='soft', v_reset=0.0, detach=None, surrogate=None, signed=False, dither=0.0)"
     ),
     "ann": "(net, x, taps=())",
     "bptt": "(net, x, taps=(), *, fuse=False)",
@@ -48,9 +48,9 @@ SIGNATURES = {
     "Term.__call__": "(self, own, step)",
     "Distiller": (
         "(student, teacher=None, *, terms, execute=RATE, encode=None, pairs=None, example=None, "
-        "joint=False, paired=None, labels=None)"
+        "joint=False, paired=None, labels=None, shown=None)"
     ),
-    "Distiller.forward": "(self, images, labels, progress=0.0, generator=None)",
+    "Distiller.forward": "(self, images, labels, progress=0.0, generator=None, shown=None)",
     "convert": "(model, neuron=None, *, steps=4, calibrate=None, sweeps=2)",
     "repeat": "(images, steps)",
     "Direct": "(steps=4, sliding=0.0)",

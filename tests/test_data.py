@@ -15,6 +15,7 @@ from PIL import Image
 
 from spikelet import data
 from spikelet.data import Batches
+from spikelet.data.dataset import held_out
 from spikelet.data.folder import decode
 from spikelet.data.tiny_imagenet import FOLDERS
 from spikelet.errors import UserError
@@ -201,6 +202,22 @@ def test_held_out_part_keeps_the_labels_with_their_images():
     for part in (split.train, split.validation):
         for row, label in zip(part.images.numpy(), part.labels, strict=True):
             assert by_pixels[row.tobytes()] == int(label)
+
+
+def test_the_part_held_out_by_default_follows_the_images_that_are_kept(tmp_path):
+    """One in ten (of digits in five) of few images; as many as usual where none are named."""
+    noise = np.random.default_rng(0)
+    for part, count in (("train", 40), ("t10k", 10)):
+        images = noise.integers(0, 256, (count, 28, 28)).astype(np.uint8)
+        write_idx(tmp_path, "MNIST", part, images, np.arange(count) % 10)
+    assert data.mnist(root=tmp_path, train=30).sizes == {"train": 27, "validation": 3, "test": 10}
+    assert data.mnist(root=tmp_path, train=30, validation=0).sizes["train"] == 30
+    with pytest.raises(UserError, match="validation=5000"):
+        data.mnist(root=tmp_path)
+    for train, held in ((400, 80), (1000, 80), (50, 10)):
+        assert data.digits(train=train).sizes["validation"] == held
+    usual = [held_out(None, train, 5000) for train in (None, 60_000, 20_000, 3)]
+    assert usual == [5000, 5000, 2000, 1]
 
 
 def test_statistics_by_hand():
@@ -557,6 +574,10 @@ def test_folders_of_images_that_are_not_right(tmp_path):
     shorten(tmp_path / "broken/test/green/3.png")
     (tmp_path / "broken/test/green/3.png").write_bytes(b"\x89PNG not really")
     assert str(tmp_path / "broken/test/green/3.png") in refused("cannot be read", "broken")
+    for number in (4, 5):
+        (tmp_path / f"broken/test/green/{number}.png").write_bytes(b"")
+    said = refused("3 of 30 images cannot be read", "broken")
+    assert "green`: 3 of" in said and "3.png, 4.png, 5.png" in said
     write_folder(tmp_path / "alone", ("train",))
     refused("neither `test` nor `val`", "alone")
     write_folder(tmp_path / "strange")

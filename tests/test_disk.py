@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from rich.console import Console
 from many import terms
 from spikelet import data
 from spikelet.data import Batches, Dataset, Flip, ResizedCrop
-from spikelet.data.disk import OnDisk, decoded, loaders
+from spikelet.data.disk import AHEAD, OnDisk, decoded, loaders
 from spikelet.distill import Distiller
 from spikelet.encode import Direct
 from spikelet.errors import UserError
@@ -27,6 +30,7 @@ from spikelet.train.prepare import calibration
 
 CLASSES, EACH, HELD = ("n01", "n02", "n03"), 12, 4
 AUGMENT = (ResizedCrop(), Flip())
+QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,89 @@ def test_any_number_of_loaders_gives_the_same(root: Path, workers: int) -> None:
         assert torch.equal(x, u)
 
 
+@dataclasses.dataclass(frozen=True)
+class Marked:
+    """Changes nothing; writes down which process has prepared an image."""
+
+    place: Path
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        with self.place.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return images
+
+
+def prepared(place: Path, least: int = 0) -> list[str]:
+    """The processes that have prepared images by now; waits for so many of these."""
+    until = time.monotonic() + 60
+    while True:
+        found = place.read_text().split() if place.exists() else []
+        if len(found) >= least or time.monotonic() > until:
+            return found
+        time.sleep(0.02)
+
+
+def test_images_are_decoded_while_a_step_is_taken(root: Path, tmp_path: Path) -> None:
+    """Nobody asks for another batch meanwhile, and yet other processes prepare some: not all."""
+    batch, place = 1, tmp_path / "marks"
+    found = dataset(root, workers=2)
+    batches = Batches(found.train, found, batch, (Marked(place),)).epoch(0)
+    taken = [next(batches)]
+    ahead = AHEAD * 2 * batch
+    assert len(prepared(place, ahead)) >= ahead, "nothing is decoded ahead"
+    time.sleep(0.3)
+    own = prepared(place)
+    assert len(own) <= ahead + 2 * batch, "memory would fill"
+    assert len(set(own)) == 2 and str(os.getpid()) not in own
+    taken += [next(batches) for _ in range(5)]
+    assert len(prepared(place, ahead + 5)) >= ahead + 5
+    assert len(taken) + len(list(batches)) == len(found.train)
+
+
+def test_without_loaders_images_wait_for_the_step(root: Path, tmp_path: Path) -> None:
+    found = dataset(root, workers=0)
+    batches = Batches(found.train, found, 3, (Marked(tmp_path / "marks"),)).epoch(0)
+    next(batches)
+    assert prepared(tmp_path / "marks") == [str(os.getpid())] * 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Sleepy:
+    """Takes its time for each image."""
+
+    seconds: float
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return images
+
+
+def test_a_step_does_not_wait_for_what_two_loaders_can_decode_meanwhile(root: Path) -> None:
+    """Steps of 0.15 s, images of 0.12 s for each: waiting would be all of these."""
+    found = dataset(root, workers=2)
+    batches = Batches(found.train, found, 6, (Sleepy(0.12 / 6),)).epoch(0)
+    next(batches)  # the loaders have started
+    waited = 0.0
+    for _ in range(5):
+        time.sleep(0.15)
+        begin = time.monotonic()
+        next(batches)
+        waited += time.monotonic() - begin
+    assert waited < 5 * 0.12 / 2
+
+
+def test_waiting_for_images_is_measured(root: Path) -> None:
+    found = dataset(root, workers=0)
+    images = data.normalise(found.test.images[:2], found)
+    net = Distiller(
+        small_cnn(3, 3, width=2), terms={"ce": terms("none")["ce"]}, execute=ann, encode=Direct(1),
+        example=images,
+    )  # fmt: skip
+    batches = Batches(found.train, found, 11, (Sleepy(0.005),))
+    (row,) = fit(net, batches, training=Training(epochs=1), console=QUIET)
+    assert len(found.train) * 0.005 <= row["seconds_waiting"] < row["seconds"]
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_decode_what_one_would(root: Path, count: int) -> None:
     found = dataset(root)
@@ -173,6 +260,19 @@ def test_a_damaged_file_is_named(root: Path, tmp_path: Path, workers: int) -> No
         found.train.images[:]
 
 
+def test_damaged_files_of_a_batch_are_counted(root: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(root, tmp_path / "data")
+    for number in (3, 5, 7):
+        (tmp_path / "data" / "train" / "n01" / f"n01_{number}.JPEG").unlink()
+        (tmp_path / "data" / "train" / "n01" / f"n01_{number}.JPEG").touch()
+    found = dataset(tmp_path / "data", validation=0)
+    with pytest.raises(UserError, match="3 images of one batch cannot be read") as told:
+        next(Batches(found.train, found, 36, AUGMENT).epoch(0))
+    assert all(f"n01_{number}.JPEG" in told.value.fix for number in (3, 5, 7))
+
+
 def test_folders_that_are_not_right(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no `train` and `val` folders"):
         dataset(tmp_path)
@@ -212,13 +312,12 @@ def test_a_whole_run_on_the_disk(root: Path, tmp_path: Path) -> None:
     training = Training(epochs=1, batch=15)
     model = {"kind": "small-cnn", "width": 4}
     made = default_recipe("teach", spec, model=model, training=training)
-    quiet = Console(quiet=True)
-    teach(made, tmp_path / "teacher", console=quiet, device="cpu")
+    teach(made, tmp_path / "teacher", console=QUIET, device="cpu")
     recipe = default_recipe(
         "distill", spec, "hybrid", teacher={"run": str(tmp_path / "teacher")}, training=training,
         steps=2, calibrate=8, estimate=8, execute={"kind": "rate"},
     )  # fmt: skip
-    rows = distill(recipe, tmp_path / "student", console=quiet, device="cpu")["rows"]
+    rows = distill(recipe, tmp_path / "student", console=QUIET, device="cpu")["rows"]
     assert {row["method"] for row in rows} == {"teacher", "convert", "hybrid"}
     found = load_data(recipe)
     images = calibration(found, 4, 0, torch.device("cpu"))
@@ -249,14 +348,13 @@ def test_a_run_on_the_disk_resumes_within_an_epoch(root: Path, tmp_path: Path) -
             example=data.normalise(found.test.images[:2], found),
         )  # fmt: skip
 
-    quiet = Console(quiet=True)
 
     def states(name: str, stops: tuple[int, ...]) -> dict[str, torch.Tensor]:
         for number, stop in enumerate((*stops, None)):
             whole = learner()
             fit(
                 whole, Batches(found.train, found, 8, AUGMENT), training=Training(epochs=2),
-                run=tmp_path / name, resume=number > 0, stop_after=stop, console=quiet,
+                run=tmp_path / name, resume=number > 0, stop_after=stop, console=QUIET,
             )  # fmt: skip
         return whole.state_dict()
 

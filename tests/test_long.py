@@ -33,11 +33,11 @@ from spikelet.errors import UserError
 from spikelet.folder import alone_in, append
 from spikelet.recipe import Recipe, Training, default_recipe
 from spikelet.train import Interrupted, load, read_recipe
-from spikelet.train.fit import _Loop
 from spikelet.train.job import distill, teach
+from spikelet.train.loop import Loop
 from test_compare import DATA as FEW
 from test_compare import Pull, accuracies, tiny
-from test_train import Epochs, assert_same, train
+from test_train import Epochs, assert_same, timeless, train
 
 QUIET = Console(quiet=True)
 HERE = Path(__file__).parent
@@ -80,7 +80,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sends SIGTERM to this process after some steps of training, once."""
 
     def set_up(steps: int) -> None:
-        step, taken = _Loop.step, []
+        step, taken = Loop.step, []
 
         def counted(self: Any, *args: Any) -> None:
             step(self, *args)
@@ -88,7 +88,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             if len(taken) == steps:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        monkeypatch.setattr(_Loop, "step", counted)
+        monkeypatch.setattr(Loop, "step", counted)
 
     return set_up
 
@@ -119,7 +119,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doe
 @needs_fork
 def test_a_run_killed_a_few_times_ends_bit_identical(tmp_path: Path) -> None:
     hits, _ = killed(tmp_path, "teach", seed=1, kills=5)
-    assert hits
+    assert hits > 1
 
 
 @needs_fork
@@ -150,12 +150,80 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_continued(
     assert_alike(tmp_path, whole)
 
 
+# ---- many short epochs -----------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """As good as a kill: nothing is stored because of it."""
+
+
+def test_short_epochs_are_measured_and_stored_as_often_as_epochs_were_asked_for(
+    tmp_path: Path,
+) -> None:
+    """Three epochs of five steps become eight; a run that dies in the seventh loses little."""
+    training = Training(epochs=3, least_steps=40, learning_rate=0.05)
+    measured: list[int] = []
+
+    def evaluate() -> dict[str, float]:
+        measured.append(1)
+        return {"accuracy": 0.5}
+
+    whole, rows = train(tmp_path / "whole", training, evaluate=evaluate)
+    assert [row["epoch"] for row in rows if row["validation"]] == [3, 6, 8]
+    assert len(rows) == 8 and len(measured) == 3
+    stored = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").open()]
+    assert stored == rows
+
+    def die(epoch: int, index: int) -> None:
+        if (epoch, index) == (6, 2):
+            raise Stopped
+
+    batches = Epochs()
+    batches.before = die
+    with pytest.raises(Stopped), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "remaining", lambda self, stop: dying(self))
+        train(tmp_path / "dead", training, batches=batches, evaluate=evaluate)
+    progress = load_state(tmp_path / "dead" / "checkpoint")["progress"]
+    assert (progress["epoch"], progress["batch"]) == (6, 0)
+    again, history = train(tmp_path / "dead", training, evaluate=evaluate, resume=True)
+    assert_same(whole, again)
+    assert timeless(history) == timeless(rows)
+
+
+def dying(loop: Loop) -> Iterator[Any]:
+    """The batches, without the checkpoint where they end with an error."""
+    standing = loop.state.standing
+    yield from loop.batches.epoch(standing.epoch, standing.batch)
+
+
+def test_the_epoch_that_validation_would_choose_is_one_that_was_measured(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    stop_after: Callable[[int], None],
+) -> None:  # fmt: skip
+    training = dataclasses.replace(TRAINING, epochs=2, least_steps=14, checkpoint_minutes=9.0)
+    console = Console(stderr=True, width=500)
+    there: dict[str, Any] = {"console": console, "device": "cpu", "dataset": dataset}
+    whole = teach(recipe(training=training), tmp_path / "whole", **there)["rows"][0]
+    said = capsys.readouterr().err
+    assert "7 epochs in batches of 40" in said and "so many for 14 steps" in said
+    assert said.count("epoch ") - said.count(" epoch ") == 2
+    assert whole["epoch_selected"] in (4, 7)
+    stop_after(11)
+    with pytest.raises(Interrupted):
+        teach(recipe(training=training), tmp_path / "out", **there)
+    again = teach(recipe(training=training), tmp_path / "out", resume=True, **there)["rows"][0]
+    assert again["accuracy_selected"] == whole["accuracy_selected"]
+    assert again["epoch_selected"] == whole["epoch_selected"]
+    assert_alike(tmp_path / "out", tmp_path / "whole")
+
+
 # ---- two at once ------------------------------------------------------------------------------
 
 
 def test_the_second_run_in_a_folder_is_refused_by_the_first_ones_number(
-    dataset: Dataset, tmp_path: Path
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(folder, "PATIENCE", 0.1)
     said = rf"process {os.getpid()} is at work in this folder"
     with alone_in(tmp_path, "x"):
         with pytest.raises(UserError, match=said):
@@ -167,8 +235,11 @@ def test_the_second_run_in_a_folder_is_refused_by_the_first_ones_number(
     assert not (tmp_path / ".lock").exists()
 
 
-def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("fcntl")
+    monkeypatch.setattr(folder, "PATIENCE", 0.1)
     code = "import sys, time, pathlib; from spikelet.folder import alone_in\n"
     code += "with alone_in(pathlib.Path(sys.argv[1]), 'x'): print(1, flush=True); time.sleep(60)"
     held = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)

@@ -22,7 +22,8 @@ from spikelet.quantise import quantised
 from spikelet.recipe import DATA, Training, resolve
 from spikelet.terms import Hybrid
 from spikelet.train.log import LONG, SETTLED, Log, duration
-from spikelet.train.state import Standing
+from spikelet.train.state import Standing, diverged
+from spikelet.train.totals import NotFinite, Totals
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,51 @@ def test_help_lists_the_fields_of_every_data_set(capsys: pytest.CaptureFixture[s
         lines = capsys.readouterr().out.splitlines()
         (line,) = (line for line in lines if line.split()[:1] == ["cifar10"])
         assert {"root", "protocol", "size"} <= set(line.split())
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("teach", "--data and --out"),
+        ("distill", "--teacher and --out"),
+        ("distill --teacher runs/a", "--out"),
+        ("compare", "--methods and --data and --out"),
+        ("compare --teacher runs/a", "--methods and --out"),
+    ],
+)
+def test_all_flags_that_are_missing_are_told_in_one_sentence(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"spikelet: `{said}`: ") and told.count("\n") == 1
+    assert all(f"as {flag}" in told for flag in said.split(" and "))
+
+
+@pytest.mark.parametrize(
+    "flag, near",
+    [("--methd", "--method"), ("--step", "--steps"), ("--lerning-rate", "--learning-rate")],
+)
+def test_only_flags_about_as_near_as_the_nearest_are_suggested(
+    flag: str, near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["distill", flag, "1"]) == 2
+    assert capsys.readouterr().err.rstrip().endswith(f"did you mean {near}.")
+
+
+def test_several_parts_that_are_not_finite_are_told_in_words(tmp_path: Path) -> None:
+    totals = Totals()
+    nan, parts = torch.tensor(torch.nan), ("ce", "logits", "hybrid")
+    totals.add(1, 4, nan, dict.fromkeys(parts, nan) | {"size": torch.ones(())})
+    with pytest.raises(NotFinite) as found:
+        totals.settle()
+    (tmp_path / "recipe.json").write_text("{}")
+    told = diverged(Training(learning_rate=0.4), 0, 1, found.value.part, tmp_path)
+    assert told.message.startswith("training diverged: parts 'ce', 'logits' and 'hybrid' are not")
+    assert told.fix.startswith("begin a new run with a lower one, such as 0.1, or with clip = 1.0")
+    assert told.fix.endswith("resuming this one keeps its settings")
+    assert "clip" not in diverged(Training(clip=1.0), 0, 1, "the loss").fix
+    assert "the loss is not finite" in diverged(Training(), 0, 1, "the loss").message
 
 
 def test_temperature_of_zero_is_refused() -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 
 import many
 from many import GLOBAL, cases, trained
@@ -35,8 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> dict[str, Any]:
-    """What two gloo processes on this machine found, all in one start of them."""
-    torch.multiprocessing.spawn(many.work, (2, str(folder), NAMES), 2)
+    """What two gloo processes on this machine found, all in one start of them and one import."""
+    subprocess.run([sys.executable, many.__file__, str(folder)], check=True, timeout=500)
     return torch.load(folder / "found.pt")
 
 
@@ -63,6 +62,24 @@ def test_a_training_of_two_learns_what_one_learns(two: dict[str, Any], tmp_path:
     assert two["trained"]["losses"] == pytest.approx(one["losses"], rel=1e-5)
     for name, value in one["state"].items():
         assert torch.allclose(value, two["trained"]["state"][name], rtol=1e-5, atol=1e-6), name
+
+
+def test_a_run_of_two_is_written_once_and_measures_what_one_measures(
+    two: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    (mine,), (theirs,) = two["rows"], many.taught(tmp_path / "taught")
+    for name in ("accuracy", "accuracy_validation"):
+        assert mine[name] == pytest.approx(theirs[name], abs=0.003), name
+    rows = [read_rows(place / "taught") for place in (folder, tmp_path)]
+    assert [len(each) for each in rows] == [2, 2]
+    for one, other in zip(*rows, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    files = [{each.name for each in (place / "taught").iterdir()} for place in (folder, tmp_path)]
+    assert files[0] == files[1]
+
+
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", ["trained", "dropped", "resumed"])
@@ -195,6 +212,15 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
     return sorted(int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line)
 
 
+def test_command_line_starts_two_processes(tmp_path: Path) -> None:
+    words = ["teach", *DIGITS, "--epochs", "1", "--batch", "60", "--processes", "2", "--json"]
+    answer, told = ended(started(*words, "--out", str(tmp_path / "run")))
+    assert "2 processes x 60 images = 120 a step; learning rate 0.2 x 2 = 0.4" in told
+    assert told.count("epoch 1/1") == 1
+    assert answer["rows"][0]["method"] == "teacher"
+    assert len(read_rows(tmp_path / "run")) == 1
+
+
 @pytest.mark.slow
 def test_command_line_runs_two_processes_and_one_voice(tmp_path: Path) -> None:
     words = ["teach", *DIGITS, "--epochs", "2", "--json"]
@@ -204,10 +230,7 @@ def test_command_line_runs_two_processes_and_one_voice(tmp_path: Path) -> None:
     assert "2 processes x 30 images = 60 a step; learning rate 0.2 x 1 = 0.2" in told
     assert told.count("epoch 2/2") == 1
     assert two["rows"][0]["accuracy"] == pytest.approx(one["rows"][0]["accuracy"], abs=0.01)
-    rows = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    ]
+    rows = [read_rows(tmp_path / name) for name in ("one", "two")]
     for mine, theirs in zip(*rows, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 

@@ -205,7 +205,8 @@ def _measure(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="a finished run folder")
     text = f"{', '.join(MEASURES)}, or package.module:function; default: all that suit the run"
     parser.add_argument("what", metavar="WHAT", nargs="*", help=text)
-    text = "other runs made with the same data, such as a plain student, to compare with"
+    text = "other runs made with the same data, such as a plain student, to compare with; more "
+    text += "seeds of it and of RUN give noise and saliency an interval over seeds"
     parser.add_argument("--versus", metavar="RUN", nargs="+", help=text)
     text = "the first N images of the split (`noise` shows half of them at each level); default: "
     text += f"{IMAGES}, for `steps` all"

@@ -17,10 +17,11 @@ from spikelet.cli.runs import (
     holds_run,
     leaves_of,
     model_spec,
+    require,
     with_frames,
 )
 from spikelet.errors import UserError
-from spikelet.recipe import METHODS, Recipe, default_recipe
+from spikelet.recipe import Recipe, default_recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,8 +41,7 @@ def grid_of(options: Namespace, leaves: Sequence[Leaf]) -> Grid:
     """The grid that the flags and leaves describe."""
     from spikelet.compare import Grid
 
-    if not options.methods:
-        raise UserError("--methods", "it is missing", f"name some of {', '.join(METHODS)}")
+    require(options, "methods")
     base = _shared(options, [leaf for leaf in leaves if _head(leaf) in GRIDS_OWN])
     fields = {
         "steps": tuple(options.steps or (4,)),
@@ -138,7 +138,8 @@ def run(
     if options.resume is not None:
         out, grid = Path(options.resume), _resumed(options, leaves, defaults)
     else:
-        if options.out is None or not holds_run(Path(options.out)):
+        require(options, "methods", *(["data"] if options.teacher is None else []), "out")
+        if not holds_run(Path(options.out)):
             fresh(options.out, "compare")
         out, grid = Path(options.out), grid_of(options, leaves)
     devices = [device_of(Namespace(device=each)) for each in options.device or ()]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from spikelet.cli.leaves import Leaf, overridden
 from spikelet.cli.runs import (
+    NEEDED,
     absolute,
     data_spec,
     device_of,
@@ -17,6 +18,7 @@ from spikelet.cli.runs import (
     holds_run,
     leaves_of,
     model_spec,
+    require,
     resolve_model,
     with_frames,
 )
@@ -35,7 +37,7 @@ def teacher_spec(options: Namespace) -> Spec:
     """
     name = options.teacher
     if name is None:
-        raise UserError("--teacher", "it is missing", "name a run folder or a model with --weights")
+        raise UserError("--teacher", "it is missing", f"name {NEEDED['teacher']}")
     if holds_run(Path(name)):
         if options.weights is not None:
             raise UserError("--weights", "a run folder brings its own", "leave the flag out")
@@ -102,6 +104,7 @@ def require_images(calibrate: int) -> None:
 
 def run(options: Namespace, leaves: Sequence[Leaf], console: Console) -> dict[str, Any]:
     """Distil; the object for --json."""
+    require(options, "teacher", "out")
     out = fresh(options.out, "distill")
     recipe = recipe_of(options, leaves)
     device = device_of(options)

@@ -52,7 +52,7 @@ def again(told: Told) -> str | None:
 
 
 def beside(run: str, console: Console) -> str | None:
-    """Writes RUN/report.html, with pictures where data are read fast; None after a sentence.
+    """Writes RUN/report.html, with pictures of the images it keeps; None after a sentence.
 
     A run that is finished stays so whatever happens here.
     """

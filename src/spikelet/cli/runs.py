@@ -14,7 +14,7 @@ from spikelet.cli import many
 from spikelet.cli.leaves import Leaf
 from spikelet.errors import UserError
 from spikelet.folder import require_free
-from spikelet.recipe import DATA, MODELS, Recipe, Spec, resolve
+from spikelet.recipe import DATA, METHODS, MODELS, Recipe, Spec, resolve
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +54,7 @@ def data_spec(options: Namespace, known: Spec | None = None) -> Spec:
     """The data that the flags name; those of `known` where they name the same, or none."""
     kind = options.data or (known or {}).get("kind")
     if kind is None:
-        raise UserError("--data", "it is missing", f"name one of {', '.join(DATA)}")
+        raise UserError("--data", "it is missing", f"name {NEEDED['data']}")
     spec: Spec = dict(known) if known is not None and known["kind"] == kind else {"kind": kind}
     takes = inspect.signature(resolve("--data", kind, DATA)).parameters
     if options.validation is not None:
@@ -103,10 +103,29 @@ def holds_run(folder: Path) -> bool:
     return (folder / "recipe.json").exists() or (folder / "results.json").exists()
 
 
-def fresh(out: str | None, verb: str) -> Path:
+NEEDED = {
+    "teacher": "a run folder or a model with --weights as --teacher",
+    "methods": f"some of {', '.join(METHODS)} as --methods",
+    "data": f"one of {', '.join(DATA)} as --data",
+    "out": "the folder to write as --out runs/NAME",
+}
+
+
+def require(options: Namespace, *names: str) -> None:
+    """Raise one sentence about all flags that a command cannot do without and was not given.
+
+    Raises:
+        UserError: naming each of them, and what it is for.
+    """
+    missing = [name for name in names if getattr(options, name) is None]
+    if missing:
+        flags = " and ".join(f"--{name}" for name in missing)
+        what = "it is missing" if len(missing) == 1 else "they are missing"
+        raise UserError(flags, what, f"name {', and '.join(NEEDED[name] for name in missing)}")
+
+
+def fresh(out: str, verb: str) -> Path:
     """The folder to write a new run to."""
-    if out is None:
-        raise UserError("--out", "it is missing", "name the run folder to write, --out runs/NAME")
     folder = Path(out)
     if many.number():  # the first process looks, and may have begun to write
         return folder

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from spikelet.cli.leaves import Leaf, overridden
-from spikelet.cli.runs import absolute, data_spec, device_of, fresh, leaves_of, model_spec
+from spikelet.cli.runs import absolute, data_spec, device_of, fresh, leaves_of, model_spec, require
 from spikelet.recipe import Recipe, default_recipe
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
 
 def run(options: Namespace, leaves: Sequence[Leaf], console: Console) -> dict[str, Any]:
     """Teach; the object for --json."""
+    require(options, "data", "out")
     out = fresh(options.out, "teach")
     recipe = recipe_of(options, leaves)
     device = device_of(options)

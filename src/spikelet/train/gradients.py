@@ -38,6 +38,7 @@ def gradients(
     accumulate: int = 1,
     half: bool = False,
     asked: Sequence[bool] = (),
+    shown: Tensor | None = None,
 ) -> Found:
     """Leaves the gradient of the mean loss of a batch in the parameters.
 
@@ -52,13 +53,16 @@ def gradients(
         accumulate: in how many parts one after the other; fewer for a batch that is too small.
         half: whether to run in bf16 autocast.
         asked: what this process asks the others for.
+        shown: the images "B ..." that are paired with events; only then the distiller takes any.
     """
     many, count = processes() > 1, _parts(len(images), accumulate)
     losses: list[tuple[float, Tensor, Mapping[str, Tensor]]] = []
     distiller.zero_grad(set_to_none=True)
-    for x, y in zip(images.tensor_split(count), labels.tensor_split(count), strict=True):
+    beside = [{}] * count if shown is None else [{"shown": z} for z in shown.tensor_split(count)]
+    pieces = zip(images.tensor_split(count), labels.tensor_split(count), beside, strict=True)
+    for x, y, more in pieces:
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=half):
-            loss, parts = distiller(x, y, progress=progress, generator=generator)
+            loss, parts = distiller(x, y, progress=progress, generator=generator, **more)
         share = len(x) / len(images)
         weight = len(x) if many else share  # of several processes, divided by all images below
         (loss if weight == 1 else loss * weight).backward()

@@ -21,7 +21,8 @@ from spikelet.measure import accuracy, accuracy_over_steps, health, mean_rates
 from spikelet.processes import alike, first
 from spikelet.recipe import DATA, EXECUTES, Recipe, build
 from spikelet.train.cost import costs
-from spikelet.train.crossed import paired, sees
+from spikelet.train.crossed import beside, paired, sees, summed
+from spikelet.train.examples import store_examples
 from spikelet.train.fit import fit
 from spikelet.train.load import (
     ANN,
@@ -32,7 +33,7 @@ from spikelet.train.load import (
     assemble,
     describe,
 )
-from spikelet.train.place import CHECKPOINT, Place, finished, opened, place_of
+from spikelet.train.place import Place, finished, opened, place_of
 from spikelet.train.prepare import (
     bind,
     build_terms,
@@ -52,12 +53,12 @@ from spikelet.train.rows import (
     student_rows,
     teacher_accuracy,
 )
-from spikelet.train.run import SCHEMA, card, digest, identity, read_json, write_json
+from spikelet.train.run import SCHEMA, card, digest, identity, write_json
 from spikelet.train.running import encoder, runner, spiking
 from spikelet.train.stored import DESCRIPTIONS, RESULTS_FILE, stored_accuracy
+from spikelet.train.told import announce, begin_anew, doubt
 
 HEALTH_IMAGES = 250
-HARDLY = 1.5  # times chance: a teacher below it has nothing to teach
 BEST_FILE = "selected.safetensors"
 
 
@@ -104,7 +105,7 @@ def teach(
         selected = _train(recipe, place, dataset, distiller, score, None)
         value = score(dataset.test)
         rows = [row(ANN, None, value, recipe.seed, kind="ann", **selected)]
-        _doubt(rows[0], dataset, place)
+        doubt(rows[0], dataset, place)
         return _close(recipe, place, dataset, model, rows, None)
 
 
@@ -151,7 +152,7 @@ def distill(
     def layers() -> Mapping[str, Mapping[str, float]]:
         return health(student, images[:HEALTH_IMAGES], last, encode)
 
-    with opened(recipe, place, dataset, teacher.net):
+    with opened(recipe, place, summed(dataset, shown), teacher.net):
         if place.writes:
             write_json(place.out / "model.json", description)
             write_json(place.out / "teacher.json", teacher.description)
@@ -175,7 +176,7 @@ def distill(
         if recipe.method != "convert" or not controls:
             rows += student_rows(recipe, dataset, student, steps, place.device)
         rows[-1].update(more)
-        _doubt(rows[0], dataset, place)
+        doubt(rows[0], dataset, place)
         lineage = dict(teacher.description)
         if place.writes:
             lineage["sha256"] = digest(place.out / TEACHER_FILE)
@@ -206,13 +207,13 @@ def _train(
 
     resumable = place.resumable
     if not resumable and place.writes:
-        _begin_anew(place, best)
-    _announce(recipe, place, dataset, distiller.student)
+        begin_anew(place, best)
+    announce(recipe, place, dataset, distiller.student, len(batches))
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place.device)
     history = fit(
         distiller,
-        batches,
+        beside(distiller, batches),
         training=recipe.training,
         seed=recipe.seed,
         run=place.out,
@@ -222,9 +223,10 @@ def _train(
         console=place.console,
     )
     cost = {"seconds": sum(h["seconds"] for h in history), "peak_mib": _peak(place.device)}
-    scores = [h["validation"]["accuracy"] for h in history] if held is not None else []
-    if not scores:
+    judged = {h["epoch"]: h["validation"]["accuracy"] for h in history if h["validation"]}
+    if not judged:
         return cost
+    scores = list(judged.values())
     found = {**cost, "accuracy_validation": scores[-1]}
     if first(stored_accuracy(best) != max(scores)):  # those weights were lost
         return found
@@ -234,26 +236,8 @@ def _train(
     alike(distiller.student)
     value = score(dataset.test)
     distiller.student.load_state_dict(last)
-    chosen = {"accuracy_selected": value, "epoch_selected": 1 + scores.index(max(scores))}
+    chosen = {"accuracy_selected": value, "epoch_selected": max(judged, key=judged.__getitem__)}
     return {**found, **chosen}
-
-
-def _announce(recipe: Recipe, place: Place, dataset: Dataset, net: nn.Module) -> None:
-    """Says what is trained on what, before the first batch that may be slow."""
-    if place.console is None or not place.writes:
-        return
-    stored = read_json(place.out / "model.json")
-    values = sum(p.numel() for p in net.parameters())
-    shape = "x".join(map(str, dataset.train.images.shape[1:]))
-    kind, training = stored.get("kind", "a model"), recipe.training
-    training = training.lasting(max(len(dataset.train) // training.batch, 1))
-    words = (
-        f"training {kind} ({values:,} parameters) on {len(dataset.train):,} images of {shape}, "
-        f"{training.epochs} epochs in batches of {training.batch}, on {place.device}"
-    )
-    if training.epochs > recipe.training.epochs:
-        words += f"; so many for {training.least_steps} steps (--epochs N sets another number)"
-    place.console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 def _peak(device: torch.device) -> float:
@@ -262,25 +246,6 @@ def _peak(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _doubt(teacher: Mapping[str, Any], dataset: Dataset, place: Place) -> None:
-    """Says so where a teacher hardly answers better than one who guesses."""
-    chance = 1 / len(dataset.classes)
-    if teacher["method"] == ANN and teacher["accuracy"] < HARDLY * chance and place.writes:
-        place.tell(
-            f"the teacher answers {teacher['accuracy']:.1%} of the test images rightly, where "
-            f"guessing among {len(dataset.classes)} classes answers {chance:.1%}: train it longer"
-        )
-
-
-def _begin_anew(place: Place, best: Path) -> None:
-    """Training from its first epoch; said where a run that had come further lost its checkpoint."""
-    best.unlink(missing_ok=True)
-    metrics = place.out / "metrics.jsonl"
-    if place.resume and metrics.exists():
-        where = place.out / CHECKPOINT
-        place.tell(f"there is no checkpoint in {where} any more: training begins from its start")
 
 
 def _close(
@@ -297,6 +262,7 @@ def _close(
     save_weights(place.out / MODEL_FILE, net)
     made = {**card(recipe, dataset, lineage), "sha256": digest(place.out / MODEL_FILE)}
     write_json(place.out / "card.json", made)
+    store_examples(place.out, dataset)
     files = [name for name in DESCRIPTIONS if (place.out / name).exists()]
     sums = {name: digest(place.out / name) for name in files} | identity(recipe, {}, None)
     write_json(place.out / RESULTS_FILE, {"schema": SCHEMA, **results, "sums": sums})

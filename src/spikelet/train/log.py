@@ -87,12 +87,15 @@ class Log:
             self.say([text])
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Print and store what an epoch came to."""
+        """Store what an epoch came to."""
         if self.metrics is not None:
             append(self.metrics, json.dumps(row) + "\n")
         if self.board is not None:
             for name, value in _scalars(row).items():
                 self.board.add_scalar(name, value, row["epoch"])
+
+    def tell(self, row: Mapping[str, Any]) -> None:
+        """Print what an epoch came to."""
         warnings = [*health_warnings(row["health"]), *waiting_warnings(row)]
         self.say([epoch_line(row, self.epochs), *warnings])
 

@@ -155,10 +155,12 @@ def estimated(recipe: Recipe, dataset: Dataset, student: nn.Module) -> Callable[
 
     def estimate(batches: Batches) -> None:
         if recipe.estimate and recipe.norm_kind != "frozen":
-            example = encode(next(batches.epoch(ESTIMATING))[0][:1], recipe.steps)
+            drawn = batches.epoch(ESTIMATING)
+            images, _ = next(drawn)
+            example = encode(images[:1], recipe.steps)
             count = min(recipe.estimate, _roomy(student, example)) // batches.batch
-            drawn = itertools.islice(batches.epoch(ESTIMATING), max(count, 1))
-            estimate_norms(student, [torch.cat([images for images, _ in drawn])], run)
+            more = [each for each, _ in itertools.islice(drawn, max(count - 1, 0))]
+            estimate_norms(student, [torch.cat([images, *more])], run)
 
     return estimate
 
@@ -197,8 +199,11 @@ def bind(
             "the classes of events",
             "take the run of a teacher of such images, as mnist for nmnist, or set it to 0",
         )
-    labels = dataset.train.labels[_drawn(dataset, recipe.calibrate, recipe.seed)]
+    seen = _drawn(dataset, recipe.calibrate, recipe.seed)[:EXAMPLES].to(images.device)
     needed = recipe.joint or any(term.taught for term in terms.values())
+    beside = paired if needed or recipe.encode.get("sliding") else None
+    labels = dataset.train.labels.to(images.device)[seen]
+    draw = torch.Generator().manual_seed(recipe.seed)
     if recipe.execute.get("order") == "time":
         require_fixed_norms(student, training=True)
     return Distiller(
@@ -209,6 +214,6 @@ def bind(
         encode=encoding(recipe, dataset.mean, dataset.std, recipe.steps),
         example=images[:EXAMPLES],
         joint=recipe.joint,
-        paired=paired if needed or recipe.encode.get("sliding") else None,
-        labels=labels[:EXAMPLES].to(images.device),
+        paired=beside,
+        shown=None if beside is None else beside.pictures(beside.chosen(seen, labels, draw)),
     )

@@ -158,13 +158,14 @@ def diverged(
     training: Training, epoch: int, batch: int, part: str, run: Path | None = None
 ) -> UserError:
     """The error for numbers that are not finite; epochs and batches are counted from 1 in it."""
-    clip = "" if training.clip else " or clip the gradient (clip = 1.0)"
-    line = begun_line(run)
-    again = "" if line is None else f"; `{line}` goes on from the last good state"
+    verb = "are" if part.startswith("parts ") else "is"
+    lower = f"begin a new run with a lower one, such as {training.learning_rate / 4:.2g}"
+    clip = "" if training.clip else ", or with clip = 1.0 (--training.clip 1.0)"
+    again = "" if begun_line(run) is None else "; resuming this one keeps its settings"
     return UserError(
         f"learning_rate = {training.learning_rate:g}",
-        f"training diverged: {part} is not finite at epoch {epoch + 1}, batch {batch}",
-        f"lower it{clip}, in a new run{again}",
+        f"training diverged: {part} {verb} not finite at epoch {epoch + 1}, batch {batch}",
+        f"{lower}{clip}{again}",
     )
 
 

@@ -81,5 +81,7 @@ class Totals:
 def _culprit(row: Mapping[str, float]) -> str:
     """The parts that are not finite, or the loss where all parts are."""
     bad = [name for name, value in row.items() if not math.isfinite(value)]
-    parts = [f"part {name.removeprefix(PART)!r}" for name in bad if name.startswith(PART)]
-    return " and ".join(parts) or "the loss"
+    parts = [repr(name.removeprefix(PART)) for name in bad if name.startswith(PART)]
+    if len(parts) > 1:
+        return f"parts {', '.join(parts[:-1])} and {parts[-1]}"
+    return f"part {parts[0]}" if parts else "the loss"

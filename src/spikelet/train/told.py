@@ -1,0 +1,55 @@
+"""What a run says besides its epochs: what begins, what was lost, and a teacher that guesses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from spikelet.data import Dataset
+from spikelet.recipe import Recipe
+from spikelet.train.load import ANN
+from spikelet.train.place import CHECKPOINT, Place
+from spikelet.train.run import read_json
+
+HARDLY = 1.5  # times chance: a teacher below it has nothing to teach
+
+
+def announce(
+    recipe: Recipe, place: Place, dataset: Dataset, net: nn.Module, per_epoch: int
+) -> None:
+    """Says what is trained on what, before the first batch that may be slow."""
+    if place.console is None or not place.writes:
+        return
+    stored = read_json(place.out / "model.json")
+    values = sum(p.numel() for p in net.parameters())
+    shape = "x".join(map(str, dataset.train.images.shape[1:]))
+    kind, training = stored.get("kind", "a model"), recipe.training.lasting(per_epoch)
+    words = (
+        f"training {kind} ({values:,} parameters) on {len(dataset.train):,} images of {shape}, "
+        f"{training.epochs} epochs in batches of {training.batch}, on {place.device}"
+    )
+    if training.epochs > recipe.training.epochs:
+        words += f"; so many for {training.least_steps} steps (--epochs N sets another number)"
+    place.tell(words)
+
+
+def doubt(teacher: Mapping[str, Any], dataset: Dataset, place: Place) -> None:
+    """Says so where a teacher hardly answers better than one who guesses."""
+    chance = 1 / len(dataset.classes)
+    if teacher["method"] == ANN and teacher["accuracy"] < HARDLY * chance and place.writes:
+        place.tell(
+            f"the teacher answers {teacher['accuracy']:.1%} of the test images rightly, where "
+            f"guessing among {len(dataset.classes)} classes answers {chance:.1%}: train it longer"
+        )
+
+
+def begin_anew(place: Place, best: Path) -> None:
+    """Training from its first epoch; said where a run that had come further lost its checkpoint."""
+    best.unlink(missing_ok=True)
+    metrics = place.out / "metrics.jsonl"
+    if place.resume and metrics.exists():
+        where = place.out / CHECKPOINT
+        place.tell(f"there is no checkpoint in {where} any more: training begins from its start")
