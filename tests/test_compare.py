@@ -38,7 +38,7 @@ from spikelet.compare.write import findings, over_seeds
 from spikelet.data import Dataset, digits
 from spikelet.errors import UserError
 from spikelet.folder import alone_in
-from spikelet.recipe import METHODS, default_recipe
+from spikelet.recipe import DITHER, METHODS, default_recipe
 from spikelet.report import at, grid_page
 from spikelet.terms import Step, Term
 from spikelet.train import Interrupted, read_recipe
@@ -146,7 +146,7 @@ def test_recipes_differ_by_method_alone() -> None:
         assert fields["terms"].keys() == METHODS[method].keys()
     assert all(each == seen[0] for each in seen)
     assert seen[0]["training"]["clip"] == 3.0
-    assert seen[0]["neuron"] == {"kind": "IF", "threshold": 2.0}
+    assert seen[0]["neuron"] == {"kind": "IF", "dither": DITHER, "threshold": 2.0}
 
 
 def test_methods_are_joined_and_taken_from_elsewhere() -> None:
@@ -175,11 +175,12 @@ def test_way_of_gradients_is_kept_by_methods_that_need_theirs() -> None:
 
 def test_a_quantised_network_takes_what_integrate_and_fire_has() -> None:
     common = {"neuron.threshold": 2.0, "neuron.kind": "IF"}
+    plain = {"kind": "IF", "dither": DITHER, "threshold": 2.0}
     grid = Grid(DATA, overrides=common)
-    assert grid.recipe(Cell("qann", 2, 0)).neuron == {"kind": "IF", "threshold": 2.0}
+    assert grid.recipe(Cell("qann", 2, 0)).neuron == plain
     assert notes(grid) == []
     grid = Grid(DATA, overrides={**common, "neuron.signed": True})
-    assert grid.recipe(Cell("qann", 2, 0)).neuron == {"kind": "IF", "threshold": 2.0}
+    assert grid.recipe(Cell("qann", 2, 0)).neuron == plain
     (said,) = notes(grid)
     assert "neuron.signed = True" in said and "threshold" not in said
 
