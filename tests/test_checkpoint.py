@@ -347,3 +347,11 @@ def test_weights_of_another_model_are_refused_by_name() -> None:
         restore(nn.Linear(3, 2, bias=False), state, "teacher")
     with pytest.raises(UserError, match=r"weight is \(2, 3\), not \(2, 4\)"):
         restore(nn.Linear(4, 2), state, "teacher")
+
+
+def test_weights_can_be_read_by_those_who_may_read_the_rest(tmp_path: Path) -> None:
+    """The library that writes tensors leaves files that only their owner may read."""
+    plain = tmp_path / "plain.txt"
+    plain.write_text("as the umask has it")
+    save_weights(tmp_path / "weights.safetensors", {"a": torch.zeros(2)})
+    assert (tmp_path / "weights.safetensors").stat().st_mode == plain.stat().st_mode

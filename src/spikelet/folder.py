@@ -35,7 +35,11 @@ def replacing(path: Path) -> Iterator[Path]:
     with _about(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.unlink(missing_ok=True)
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as the umask has it; safetensors leaves 0600
             yield temporary
+            temporary.chmod(mode)
             _flush(temporary)
             temporary.replace(path)
         finally:

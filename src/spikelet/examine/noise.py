@@ -135,7 +135,6 @@ def say(found: Mapping[str, Any]) -> list[str]:
     mine = found.get("network", "it")
     covered = {name for row in rows for pair in row["networks"] for name in pair}
     for other, kinds in found["versus"].items():
-        kept = kinds["all"]["kept"]
-        if kept["mean"] is not None and other not in covered:
-            lines.append(kept_of_a_pair(mine, other, kept))
+        if kinds["all"]["kept"]["mean"] is not None and other not in covered:
+            lines.append(kept_of_a_pair(mine, other, kinds["all"]))
     return [*lines, *found.get("notes", ())]

@@ -161,7 +161,9 @@ def crossed(differences: Tensor) -> dict[str, float | None]:
 
 
 def _named(interval: tuple[float, float, float]) -> dict[str, float | None]:
-    return dict(zip(("mean", "low", "high"), interval, strict=True))
+    """By name, cut where a difference of two shares ends."""
+    mean, low, high = interval
+    return {"mean": mean, "low": max(low, -1.0), "high": min(high, 1.0)}
 
 
 def _under_noise(mine: Right, other: Right, chosen: Tensor) -> dict[str, float | None]:

@@ -88,13 +88,18 @@ def listed(parts: Iterable[str]) -> str:
     return f"{', '.join(front)} and {last}" if front else last
 
 
-def kept_of_a_pair(mine: str, other: str, kept: Mapping[str, float]) -> str:
-    """How two trained networks stand noise, and that two networks are no more than that."""
+def kept_of_a_pair(mine: str, other: str, found: Mapping[str, Any]) -> str:
+    """How two trained networks stand noise, and that two networks are no more than that.
+
+    Args:
+        found: the differences over all kinds of noise, as the noise measure has them.
+    """
+    kept, images = found["kept"], found["images_both_right"]
     return (
         f"{mine} beside {other}, one trained network each: "
-        f"{_noise_costs(kept)}{_more(kept['mean'])} of the images that both answer rightly without "
-        f"noise stay right (95 % interval over images {_ends(kept)}). Another seed of the training "
-        "may turn this around."
+        f"{_noise_costs(kept)}{_more(kept['mean'])} of the {images} images that both answer "
+        f"rightly without noise stay right (95 % interval over images {_ends(kept)}). Another seed "
+        "of the training may turn this around."
     )
 
 

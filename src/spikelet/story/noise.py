@@ -196,7 +196,7 @@ def _findings(cast: Cast, found: Sequence[Source]) -> list[str]:
         if row["kept"]["mean"] is not None
     ]
     for source, other in _pairs(found):
-        kept = source.found["versus"][other]["all"]["kept"]
-        if kept["mean"] is not None:
-            said.append(kept_of_a_pair(source.own, source.label(other), kept))
+        every = source.found["versus"][other]["all"]
+        if every["kept"]["mean"] is not None:
+            said.append(kept_of_a_pair(source.own, source.label(other), every))
     return [*said, *dict.fromkeys(note for s in found for note in s.found.get("notes") or ())]
