@@ -35,7 +35,7 @@ def beginning_rows(start: Tensor, like: Tensor) -> Tensor:
 
 
 def begun(start: Tensor, row: Tensor) -> Tensor:
-    """The first potential of each of "R C N": of "C 1" or "C N", or of "P C 1" for each image."""
+    """The first potential of each of "R C N": of a scalar, "C 1", "C N", or "P C 1" an image."""
     if start.ndim < 3:
         return start.expand_as(row)
     return start.repeat(row.shape[0] // start.shape[0], 1, 1)

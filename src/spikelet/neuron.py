@@ -138,7 +138,7 @@ class Integrator(Neuron):
         super().__init__(threshold, initial, learn_threshold)
         if not 0 <= dither <= 1:
             what = "expected a share of the threshold, 0 to 1"
-            raise UserError(f"dither = {dither}", what, "try 0.25, or 0 for none")
+            raise UserError(f"dither = {dither}", what, "try 0.125, or 0 for none")
         if reset not in ("soft", "hard"):
             raise UserError(f"reset = {reset!r}", "expected 'soft' or 'hard'", "choose one")
         if signed and reset == "hard":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -62,10 +62,14 @@ quantised.gives = "mean"  # type: ignore[attr-defined]
 quantised.unrolled = False  # type: ignore[attr-defined]
 
 
+def counts_to_a_level(neuron: nn.Module) -> TypeGuard[Integrator]:
+    """Whether a neuron stands for `levels`: it does not leak and resets by subtraction."""
+    even = isinstance(neuron, Integrator) and neuron.reset == "soft"
+    return even and bool((torch.as_tensor(neuron.leak) == 1).all())  # type: ignore[arg-type]
+
+
 def _require_integrating(neuron: Integrator) -> None:
-    if neuron.reset != "soft" or not torch.equal(
-        torch.as_tensor(neuron.leak), torch.as_tensor(1.0)
-    ):
+    if not counts_to_a_level(neuron):
         raise UserError(
             f"neuron {type(neuron).__name__}",
             "a quantised activation stands for integrate-and-fire with soft reset only",

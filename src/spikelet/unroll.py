@@ -108,7 +108,7 @@ def moments(currents: Tensor, theta: Tensor, start: Tensor, form: Form) -> Itera
     last: Moment | None = None
     total: Tensor | None = None
     for current in currents.unbind(0):
-        v = started(start, current) if last is None else discharged(last, theta, form)
+        v = begun(start, current) if last is None else discharged(last, theta, form)
         h = charged(v, current.to(v.dtype), form)
         sent = None if total is None else total > 0
         # h >= theta exactly where the rounded h / theta - 1 is at least 0; in place it gives
@@ -172,11 +172,6 @@ def gradients(
         found.append((total if form.gain == 1 else form.gain * total).to(currents.dtype))
         after = total if form.leak == 1 else form.leak * total
     return torch.stack(found[::-1])
-
-
-def started(start: Tensor, row: Tensor) -> Tensor:
-    """The potential before the first step, as `begun`; or of a scalar."""
-    return begun(start, row) if start.ndim else start.expand(row.shape)
 
 
 def column(value: Tensor, currents: Tensor, fuse: bool) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, fx, nn
 
 from spikelet.encode import repeat
@@ -18,7 +17,7 @@ from spikelet.execute import spiking
 from spikelet.measure.accuracy import Encode
 from spikelet.measure.firing import at_neurons
 from spikelet.neuron import Integrator, Neuron, Scan, per_channel
-from spikelet.quantise import levels
+from spikelet.quantise import counts_to_a_level, levels
 
 
 def evenness(
@@ -65,8 +64,7 @@ def require_even(neuron: Neuron) -> Integrator:
     Raises:
         UserError: if it leaks or does not reset by subtraction.
     """
-    counts = isinstance(neuron, Integrator) and neuron.reset == "soft"
-    if not counts or bool((torch.as_tensor(neuron.leak) != 1).any()):  # type: ignore[attr-defined]
+    if not counts_to_a_level(neuron):
         raise UserError(
             f"neuron {type(neuron).__name__}",
             "it leaks or resets to a fixed potential, so that no number of spikes is the even one",

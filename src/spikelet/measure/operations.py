@@ -30,7 +30,7 @@ from spikelet.measure.signals import (
 )
 from spikelet.measure.synapses import FUNCTIONS, Synapses, synapses_of
 from spikelet.neuron import Integrator, Neuron, per_channel, scan
-from spikelet.quantise import levels
+from spikelet.quantise import counts_to_a_level, levels
 
 HANDED_ON = (nn.Identity, nn.Flatten, nn.ZeroPad2d, _DropoutNd)
 
@@ -177,14 +177,9 @@ class _Count:
 
 def _require_levels(neuron: Neuron) -> Integrator:
     """The neuron; raises for one that sums up to no level."""
-    if isinstance(neuron, Integrator) and neuron.reset == "soft":
-        even = bool((torch.as_tensor(neuron.leak) == 1).all())
-    else:
-        even = False
-    if not even:
+    if not counts_to_a_level(neuron):
         what = "it leaks or resets to a fixed potential, so that it stands for no level"
         raise UserError(f"neuron {type(neuron).__name__}", what, "count it as it is, with spikes")
-    assert isinstance(neuron, Integrator)
     return neuron
 
 
