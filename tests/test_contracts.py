@@ -55,19 +55,23 @@ SIGNATURES = {
     "repeat": "(images, steps)",
     "Direct": "(steps=4, sliding=0.0)",
     "Direct.__call__": "(self, images)",
-    "CrossEntropy": "(weight=1.0, label_smoothing=0.0, per_step=False)",
-    "Logits": "(weight=1.0, tau=3.0, student_tau=None)",
-    "Affine": "(weight=1.0, on='last', feature='spikes', rank=None, normalise='energy')",
-    "Feature": ("(weight=1.0, on='all', form='simple', stage_weights=True, connector='auto')"),
-    "Semantic": "(weight=10.0, on='last', pool=1, mapping='auto', until=0.5)",
-    "Relation": "(weight=10.0, on='last', pool=1, form='cosine', keep_time=False)",
+    "CrossEntropy": "(weight=1.0, label_smoothing=0.0, per_step=False, *, fade=0.0)",
+    "Logits": "(weight=1.0, tau=3.0, student_tau=None, *, fade=0.0)",
+    "Affine": (
+        "(weight=1.0, on='last', feature='spikes', rank=None, normalise='energy', *, fade=0.0)"
+    ),
+    "Feature": (
+        "(weight=1.0, on='all', form='simple', stage_weights=True, connector='auto', *, fade=0.0)"
+    ),
+    "Semantic": "(weight=10.0, on='last', pool=1, mapping='auto', until=0.5, *, fade=0.0)",
+    "Relation": "(weight=10.0, on='last', pool=1, form='cosine', keep_time=False, *, fade=0.0)",
     "Hybrid": (
         "(weight=1.0, on='inner', ce=1.0, kl=1.0, tau=3.0, mapping='auto', sample=False, "
-        "curriculum=False, branch_weights=None)"
+        "curriculum=False, branch_weights=None, *, fade=0.0)"
     ),
-    "StepLogits": "(weight=1.0, tau=3.0, teacher='mean')",
-    "StepEnsemble": "(weight=1.0, tau=3.0, target='mean')",
-    "SpikeWindows": "(weight=1.0, on='all', window=2, stride=1, compare='sum')",
+    "StepLogits": "(weight=1.0, tau=3.0, teacher='mean', *, fade=0.0)",
+    "StepEnsemble": "(weight=1.0, tau=3.0, target='mean', *, fade=0.0)",
+    "SpikeWindows": "(weight=1.0, on='all', window=2, stride=1, compare='sum', *, fade=0.0)",
     "compare": "(grid, out, *, jobs=1, devices=None, budget_minutes=None, console=None)",
     "quantised": "(net, x, taps=())",
     "estimate_norms": "(net, batches, run)",
@@ -122,6 +126,7 @@ def test_names() -> None:
     assert isinstance(Term.fixed, property)
     assert (Term.coupled, Term.taught) == (False, True)
     assert Neuron.elementwise is True
+    assert Term.fade == 0
     assert spikelet.rate.gives == spikelet.quantised.gives == "mean"
     assert spikelet.quantised.unrolled is False
     assert issubclass(spikelet.UserError, ValueError)

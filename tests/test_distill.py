@@ -359,3 +359,16 @@ def test_autocast(execute: object) -> None:
 def test_a_weight_is_a_number_from_0_on(weight: float) -> None:
     with pytest.raises(UserError, match=r"terms.logits.weight"):
         distiller({"ce": CrossEntropy(), "logits": Logits(weight=weight)})
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+def test_a_term_that_fades_counts_less_and_less(progress: float) -> None:
+    terms = {"ce": CrossEntropy(), "logits": Logits(weight=0.5, fade=1.0), "affine": Affine(fade=2)}
+    whole = distiller(terms).eval()
+    for given in (progress, torch.tensor(progress, dtype=torch.float64)):
+        loss, parts = whole(images("stages"), LABELS, progress=given)
+        left = 1 - progress
+        expected = parts["ce"] + 0.5 * left * parts["logits"] + left**2 * parts["affine"]
+        torch.testing.assert_close(loss.detach(), expected)
+    with pytest.raises(UserError, match=r"terms.logits.fade"):
+        distiller({"ce": CrossEntropy(), "logits": Logits(fade=-1.0)})

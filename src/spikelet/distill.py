@@ -134,6 +134,9 @@ class Distiller(nn.Module):
             if not 0 <= term.weight < math.inf:
                 what = "expected a weight of 0 or more"
                 raise UserError(f"terms.{name}.weight = {term.weight}", what, "try 1")
+            if not 0 <= term.fade < math.inf:
+                what = "expected 0 (the weight stays) or more (it falls to 0)"
+                raise UserError(f"terms.{name}.fade = {term.fade}", what, "try 1")
             if term.taught and self.teacher is None:
                 raise UserError("teacher = None", f"term {name!r} needs a teacher", "pass one")
             if RANK[term.time] > RANK[available]:
@@ -186,11 +189,15 @@ class Distiller(nn.Module):
         return self.paired(labels, generator=generator)
 
     def _slid(
-        self, x: Tensor, shown: Tensor | None, progress: float, generator: torch.Generator | None
+        self,
+        x: Tensor,
+        shown: Tensor | None,
+        progress: float | Tensor,
+        generator: torch.Generator | None,
     ) -> Tensor:
         """The student's input, with paired images at some steps early in the training."""
         left = getattr(self.encode, "images_left", None)
-        share = 0.0 if shown is None or left is None else left(progress)
+        share = 0.0 if shown is None or left is None else left(float(progress))
         if shown is None or share == 0:
             return x
         drawn = _divided(x.shape[1], generator).to(x.device)
@@ -218,7 +225,7 @@ class Distiller(nn.Module):
         self,
         images: Tensor,
         labels: Tensor,
-        progress: float = 0.0,
+        progress: float | Tensor = 0.0,
         generator: torch.Generator | None = None,
         shown: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -227,7 +234,7 @@ class Distiller(nn.Module):
         Args:
             images: normalised images "B ...".
             labels: class indices "B".
-            progress: share of the training that is done, 0 to 1.
+            progress: share of the training that is done, 0 to 1; a scalar where it is replayed.
             generator: source of the terms' randomness, on the CPU.
             shown: normalised images "B ..." that are paired with these; by default drawn.
         """
@@ -241,7 +248,8 @@ class Distiller(nn.Module):
         seen = detached(teacher) if self.joint is not None else teacher
         step = Step(student, seen, labels, progress, generator)
         values = {name: self._value(name, term, step) for name, term in self.terms.items()}
-        loss = torch.stack([self.terms[n].weight * v for n, v in values.items()]).sum()
+        weights = {name: weight_at(term, progress) for name, term in self.terms.items()}
+        loss = torch.stack([weights[n] * v for n, v in values.items()]).sum()
         parts = {name: value.detach() for name, value in values.items()}
         if self.joint is not None and teacher is not None:
             own = F.cross_entropy(teacher.mean_logits.float(), labels)
@@ -254,6 +262,11 @@ class Distiller(nn.Module):
         if term.coupled and not term.gathers and processes() > 1:
             step = whole(step, term.taps(self.pairs))
         return term(self.own[name], step)
+
+
+def weight_at(term: Term, progress: float | Tensor) -> float | Tensor:
+    """A term's weight when a share of the training is done, 0 to 1: one that fades falls to 0."""
+    return term.weight * (1 - progress) ** term.fade if term.fade else term.weight
 
 
 def whole(step: Step, reads: Reads) -> Step:

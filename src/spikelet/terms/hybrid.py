@@ -112,7 +112,7 @@ class Hybrid(Term):
         assert isinstance(own, Branches)
         count = len(own.pairs)
         if self.curriculum:
-            count = active(count, step.progress)
+            count = active(count, float(step.progress))
         if self.sample:
             device = step.generator.device if step.generator is not None else "cpu"
             k = int(torch.randint(count, (), generator=step.generator, device=device))

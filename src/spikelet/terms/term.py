@@ -34,14 +34,14 @@ class Step:
         student: the student's trace.
         teacher: the teacher's trace, without gradient, or None.
         labels: class indices "B".
-        progress: share of the training that is done, 0 to 1.
+        progress: share of the training that is done, 0 to 1 (a scalar in a CUDA graph).
         generator: source of randomness, on the CPU; None uses torch's own.
     """
 
     student: Trace
     teacher: Trace | None
     labels: Tensor
-    progress: float = 0.0
+    progress: float | Tensor = 0.0
     generator: torch.Generator | None = None
 
     @property
@@ -75,8 +75,13 @@ class Binding:
         return self.suffix(self.pairs[-1][1])
 
 
+@dataclass(frozen=True)
 class Term(ABC):
-    """One loss: a frozen dataclass of its hyper-parameters. The Distiller applies `weight`."""
+    """One loss: a frozen dataclass of its hyper-parameters.
+
+    The Distiller applies `weight`, times (1 - progress)^fade: with `fade` above 0 the term counts
+    less and less, and nothing at the end of the training.
+    """
 
     coupled: ClassVar[bool] = False
     """Whether the loss of a batch is more than the mean of its images' losses.
@@ -87,7 +92,8 @@ class Term(ABC):
     """Whether a coupled term gathers by itself, which may be less than all that it reads."""
     taught: ClassVar[bool] = True
     """Whether the term needs a teacher."""
-    weight: float
+    weight: float = 1.0
+    fade: float = field(default=0.0, kw_only=True)
 
     @property
     def fixed(self) -> bool:

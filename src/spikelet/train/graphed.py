@@ -43,13 +43,17 @@ class Graphed:
         """Whether a batch has the shape of the capture; the first batch decides it."""
         return self.graph is None or images.shape == self.images.shape
 
-    def step(self, images: Tensor, labels: Tensor) -> Answer:
-        """Loss and parts of a batch; gradients are the parameters' own afterwards."""
+    def step(self, images: Tensor, labels: Tensor, progress: float = 0.0) -> Answer:
+        """Loss and parts of a batch; gradients are the parameters' own afterwards.
+
+        `progress` is the share of the training that is done, 0 to 1.
+        """
         if self.graph is None:
             self._capture(images, labels)
         assert self.graph is not None
         self.images.copy_(images)
         self.labels.copy_(labels)
+        self.progress.fill_(progress)
         self.graph.replay()
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
@@ -57,6 +61,7 @@ class Graphed:
 
     def _capture(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images.clone(), labels.clone()
+        self.progress = torch.zeros((), device=images.device)
         kept = {name: b.detach().clone() for name, b in self.distiller.named_buffers()}
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -78,7 +83,7 @@ class Graphed:
         self._clear()
         half = torch.autocast("cuda", torch.bfloat16, enabled=self.half, cache_enabled=False)
         with half:
-            loss, parts = self.distiller(self.images, self.labels)
+            loss, parts = self.distiller(self.images, self.labels, self.progress)
         loss.backward()
         return loss.detach(), parts
 

@@ -205,10 +205,10 @@ class Loop:
             self.before = Before.of(state)
             reseed(state.seed, done)
         state.settled = False
+        progress = done / (training.epochs * self.length)
         if self.graphed is not None and self.graphed.takes(images):
-            found = Found(len(images), *self.graphed.step(images, labels))
+            found = Found(len(images), *self.graphed.step(images, labels, progress))
         else:
-            progress = done / (training.epochs * self.length)
             found = self.eager(images, labels, progress, stop, shown)
         if training.clip is not None:
             nn.utils.clip_grad_norm_(state.parameters, training.clip)
