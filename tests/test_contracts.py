@@ -32,7 +32,7 @@ SIGNATURES = {
     "Neuron.forward": "(self, currents)",
     "IF": (
         "(threshold=1.0, initial=0.0, learn_threshold=False, reset='soft', v_reset=0.0, "
-        "detach=None, surrogate=None, signed=False, dither=0.0)"
+        "detach=None, surrogate=None, signed=False, dither=0.0, delay=0)"
     ),
     "LIF": (
         "(tau=2.0, input_decay=False, threshold=1.0, initial=0.0, learn_threshold=False, "
@@ -126,6 +126,7 @@ def test_names() -> None:
     assert isinstance(Term.fixed, property)
     assert (Term.coupled, Term.taught) == (False, True)
     assert Neuron.elementwise is True
+    assert Neuron.delay == 0
     assert Term.fade == 0
     assert spikelet.rate.gives == spikelet.quantised.gives == "mean"
     assert spikelet.quantised.unrolled is False

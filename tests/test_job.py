@@ -18,7 +18,9 @@ from spikelet.data import Dataset, normalise
 from spikelet.encode import Poisson
 from spikelet.errors import UserError
 from spikelet.execute import bptt
+from spikelet.measure import evaluating
 from spikelet.norm import estimate_norms
+from spikelet.quantise import quantised
 from spikelet.recipe import Recipe, Training, default_recipe
 from spikelet.train import load, prepare
 from spikelet.train.job import distill, load_data, teach
@@ -234,3 +236,24 @@ def test_a_teacher_that_guesses_is_told(tmp_path: Path, dataset: Dataset) -> Non
     guessed = row["accuracy"] < 1.5 / len(dataset.classes)
     assert ("train it longer" in said.getvalue()) == guessed
     assert guessed
+
+
+def test_layers_that_begin_late_spike_as_the_levels_they_were_trained_by(
+    taught: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    """Trained with quantised activations, measured with spikes: the same answers."""
+    by_levels = {"kind": "quantised"}
+    neuron = {"kind": "IF", "delay": 1, "dither": 0.125}
+    found = run(taught, tmp_path / "late", dataset, recipe(execute=by_levels, neuron=neuron))
+    plain = run(taught, tmp_path / "levels", dataset, recipe("qann"))
+    mine, rival = (
+        {row["steps"]: row for row in each["rows"] if row["method"] in ("none", "qann")}
+        for each in (found, plain)
+    )
+    assert set(mine) == {1, 2} and set(rival) == {2}  # spikes for any number of steps
+    assert 0 < mine[2]["rate"] < 1 and rival[2]["rate"] is None
+    made = load(tmp_path / "late")
+    x = normalise(dataset.test.images[:50], dataset)
+    with evaluating(made.net):
+        levels = quantised(made.net, x.expand(2, *x.shape)).mean_logits
+    torch.testing.assert_close(made.predict(x), levels, rtol=1e-4, atol=1e-4)

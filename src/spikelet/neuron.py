@@ -45,6 +45,8 @@ class Neuron(nn.Module):
 
     elementwise: ClassVar[bool] = True
     """Whether a neuron's spikes depend on its own current alone; if not, `rate` refuses it."""
+    delay: int = 0
+    """How many steps after the layer before it a neuron begins (`collected`)."""
     threshold: Tensor
     initial: Tensor
 
@@ -95,10 +97,24 @@ class Neuron(nn.Module):
         return scan(self, currents).spikes * per_channel(self.theta, currents[0])
 
 
+def collected(currents: Tensor, delay: int) -> Tensor:
+    """What a neuron that begins `delay` steps late integrates at its own T steps, "T B ...".
+
+    At its first step it has the currents of delay + 1 steps, then one more at each, and none once
+    they are over. Their sum stays the same. A delay of T - 1 or more gives all at the first step.
+    """
+    delay = min(delay, len(currents) - 1)
+    if not delay:
+        return currents
+    first = currents[: delay + 1].sum(0, keepdim=True)
+    return torch.cat([first, currents[delay + 1 :], torch.zeros_like(currents[:delay])])
+
+
 def scan(neuron: Neuron, currents: Tensor) -> Scan:
     """Runs a neuron over currents "T B ..." from rest; half precision is integrated in fp32."""
     if currents.dtype in (torch.float16, torch.bfloat16):
         currents = currents.float()
+    currents = collected(currents, neuron.delay)
     state = neuron.start(currents[0])
     spikes, potentials = [], []
     for current in currents.unbind(0):
@@ -216,6 +232,11 @@ class IF(Integrator):
         surrogate: derivative of the spike with respect to u = h / theta - 1.
         signed: whether a spike of -1 may take back an earlier one.
         dither: over which share of theta initial potentials of neighbouring neurons are spread.
+        delay: how many steps after the layer before it the neuron begins to fire. Until then it
+            collects its input, so that fewer spikes are sent that later input does not justify.
+            It still has T steps; a chain of L such layers answers delay L steps later, unless
+            layers run one after the other anyway. With T - 1 or more it knows its whole input
+            before it fires: what it sends is then exactly `quantised` (docs/delay.md).
     """
 
     def __init__(
@@ -229,10 +250,15 @@ class IF(Integrator):
         surrogate: Surrogate | None = None,
         signed: bool = False,
         dither: float = 0.0,
+        delay: int = 0,
     ) -> None:
         super().__init__(
             threshold, initial, learn_threshold, reset, v_reset, detach, surrogate, signed, dither
         )
+        if not isinstance(delay, int) or delay < 0:
+            what = "expected a whole number of steps, 0 or more"
+            raise UserError(f"delay = {delay!r}", what, "try 1, or 0 for none")
+        self.delay = delay
 
     @property
     def leak(self) -> float:

@@ -262,11 +262,20 @@ def refuse_recurrent(neuron: Neuron) -> None:
         )
 
 
+def refuse_late(neuron: Neuron, argument: str, fix: str) -> None:
+    """Raises for a neuron that begins late where steps are taken as they come."""
+    if neuron.delay:
+        what = f"its neurons answer at once, these begin {neuron.delay} steps late (delay)"
+        raise UserError(argument, what, fix)
+
+
 def spike(
     neuron: Neuron, x: Dual, steps: int, potential: bool, fuse: bool = False, windows: int = 1
 ) -> tuple[Dual, Response | Windowed]:
     """A neuron: runs over the spikes' currents; its means have the slopes of the response."""
     refuse_recurrent(neuron)
+    if windows > 1:
+        refuse_late(neuron, f"windows = {windows}", "take one window or execute=bptt")
     if windows > 1 and torch.is_grad_enabled():
         return _in_windows(neuron, x, steps, windows, potential, fuse)
     currents = unfold(x.spikes, x.steps)

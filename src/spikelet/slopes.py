@@ -77,7 +77,7 @@ def respond(
     with torch.no_grad():
         learned = wanted and any(p.requires_grad for p in neuron.parameters())
         if isinstance(neuron, Integrator) and not learned and not potential:
-            if fuse and kernels.usable(neuron, currents):
+            if fuse and not neuron.delay and kernels.usable(neuron, currents):
                 return in_one_kernel(neuron, currents, steps, wanted, affine, other)
             return closed_form(neuron, currents, steps, fuse, affine, other, wanted)
         return by_jvp(neuron, integrated(currents, steps, affine, other), potential)
@@ -109,13 +109,16 @@ def closed_form(
 
     With q_t = theta ds/dh: rho_0 = gain, rho_{t+1} = gain + leak f_t rho_t, e = mean_t rho_t q_t,
     where f_t is 1 (soft, detached), 1 - q_t (soft), 1 - s_t (hard, detached) or
-    (1 - s_t) - (h_t - v_reset) q_t / theta (hard). `fuse` compiles it into one kernel.
+    (1 - s_t) - (h_t - v_reset) q_t / theta (hard). Of a neuron that begins late each gain is
+    times the number of currents that come at that step. `fuse` compiles it into one kernel.
     """
     run = fused() if fuse else eligibility
     arguments = scan_arguments(neuron, currents, steps, fuse, affine)
     waiting: dict[str, Any] = {"sloped": sloped}
     if other is not None:
         waiting |= _second(as_rows(other[0], currents), other[1], fuse)
+    if neuron.delay and steps > 1:
+        waiting["delay"] = min(neuron.delay, steps - 1)
     output, slope, mean = run(*arguments, **waiting)
     output, mean = from_rows(output, currents), from_rows(mean[None], currents)[0]
     return Response(output, from_rows(slope[None], currents)[0] if sloped else slope, mean=mean)
@@ -206,27 +209,34 @@ def eligibility(
     other_scale: Tensor | None = None,
     other_shift: Tensor | None = None,
     sloped: bool = True,
+    delay: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output theta * s "T B C N", slope of its mean "B C N", that mean "B C N".
 
     Currents are "T B C N", or "1 B C N" where each step is the same; theta, scale and shift "C 1",
     start that or as `begun` takes it; `other`, which is added, likewise. All answers have the
     currents' precision, the recursion fp32 at least. The slope is a zero if it is not wanted.
+    With a `delay` below T the currents are those of `neuron.collected`.
     """
     v = begun(start, currents[0])
-    rho: Tensor | float = gain
+    rho: Tensor | float = gain * (delay + 1)
     slope, sent, total, outputs = *(torch.zeros_like(v) for _ in range(3)), []
     for t in range(steps):
-        current = current_at(currents, t, v.dtype, scale, shift)
-        if other is not None:
-            current = current + current_at(other, t, v.dtype, other_scale, other_shift)
+        current: Tensor | None = None
+        for i in range(t + delay if t else 0, min(t + delay + 1, steps)):
+            arrived = current_at(currents, i, v.dtype, scale, shift)
+            if other is not None:
+                arrived = arrived + current_at(other, i, v.dtype, other_scale, other_shift)
+            current = arrived if current is None else current + arrived
+        current = torch.zeros_like(v) if current is None else current
         v, sent, s, q, kept = advance(
             v, sent, current, theta, leak, gain, rest, slope_of, hard, detached, signed
         )
         outputs.append((s * theta).to(currents.dtype))
         total = total + outputs[-1]
         if sloped:
-            slope, rho = slope + rho * q, gain + leak * kept * rho
+            more = gain if t + 1 + delay < steps else 0.0
+            slope, rho = slope + rho * q, more + leak * kept * rho
     found = (slope / steps).to(currents.dtype) if sloped else v.new_zeros(())
     return torch.stack(outputs), found, (total / steps).to(currents.dtype)
 

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from spikelet.layout import as_rows, beginning_rows, begun, from_rows
-from spikelet.neuron import IF, LIF, PLIF, Integrator, Neuron
+from spikelet.neuron import IF, LIF, PLIF, Integrator, Neuron, collected
 from spikelet.slopes import compiled
 
 
@@ -49,6 +49,7 @@ def unrolled(neuron: Integrator, currents: Tensor, fuse: bool = False) -> Tensor
     Differentiable once, towards the currents. A step lies in memory as one of the currents does.
     `fuse` compiles each of the two passes into one kernel.
     """
+    currents = collected(currents, neuron.delay)
     form = Form(
         float(neuron.leak),
         float(neuron.gain),

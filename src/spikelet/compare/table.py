@@ -14,6 +14,7 @@ from spikelet.errors import UserError
 from spikelet.recipe import Recipe
 from spikelet.report import comparison
 from spikelet.train import read_recipe
+from spikelet.train.running import spiking
 from spikelet.train.stored import RESULTS_FILE, damaged, stored_object
 
 Row = dict[str, Any]
@@ -52,10 +53,14 @@ def _row(job: Job) -> Row:
 
 
 def kind(recipe: Recipe) -> str:
-    """What a method's network is: "snn", "signed snn", or "quantised ann" (it has no spikes)."""
-    if recipe.execute["kind"] == "quantised":
+    """What a method's network is: "snn" or "quantised ann" (it has no spikes).
+
+    Before "snn" stands "signed" if spikes may be negative, "delayed" if layers begin late.
+    """
+    if not spiking(recipe):
         return "quantised ann"
-    return "signed snn" if recipe.neuron.get("signed") else "snn"
+    words = {"delayed": recipe.neuron.get("delay"), "signed": recipe.neuron.get("signed")}
+    return " ".join([*(word for word, said in words.items() if said), "snn"])
 
 
 def mean_rows(rows: Sequence[Row]) -> list[Row]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from spikelet.examine.subject import Seen, Subject
 from spikelet.examine.table import Tell
 from spikelet.execute import ann
-from spikelet.measure import answers_over_steps, evaluating
+from spikelet.measure import answers_over_steps, evaluating, late
 from spikelet.measure.calibration import (
     WITHIN,
     agreement,
@@ -46,9 +46,9 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
     found = {
         seen.name: _network(answers[seen.name], seen, labels, guide) for seen in subject.networks
     }
-    if subject.dataset.frames is not None:  # T steps are the whole recording: no run leaves early
-        for each in found.values():
-            each.pop("early_exit", None)
+    for seen in subject.networks:  # T steps are a whole recording, or no prefix of longer runs
+        if subject.dataset.frames is not None or late(seen.net):
+            found[seen.name].pop("early_exit", None)
     rows = [{**each, "split": subject.split} for each in [*rows, *_own(subject, found)]]
     return {"rows": rows, "networks": found, "n": len(labels), "knee_within": WITHIN}
 

@@ -9,6 +9,7 @@ from spikelet.measure.accuracy import (
     answers_over_steps,
     correct,
     evaluating,
+    late,
     predictions_over_steps,
 )
 from spikelet.measure.calibration import (
@@ -48,6 +49,7 @@ __all__ = [
     "input_gradients",
     "integrated_gradients",
     "knee",
+    "late",
     "linear_cka",
     "mean_rates",
     "negative_log_likelihood",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spikelet.encode import FRAMES, repeat, still
 from spikelet.errors import UserError
 from spikelet.execute import Execute, bptt
+from spikelet.neuron import Neuron
 from spikelet.processes import total
 
 Batch = tuple[Tensor, Tensor]
@@ -44,7 +45,8 @@ def answers_over_steps(
     shown unchanged at every step. `execute` runs the
     network: any way over time gives the same answers, `partial(rate, fuse=True)` the fastest.
     One that has no time, as `quantised`, runs once for each number of steps; so does any for frames
-    "B F C H W", which are the whole recording however many steps show them.
+    "B F C H W", which are the whole recording however many steps show them, and a network whose
+    neurons begin late, as they know how much input there will be.
 
     Raises:
         UserError: if `steps` is empty or below 1, or the network has no neurons.
@@ -55,10 +57,16 @@ def answers_over_steps(
             f"steps = {list(steps)}", "expected whole numbers of at least 1", "try 1 2 4"
         )
     with evaluating(net):
-        if not getattr(execute, "unrolled", True) or images.ndim == FRAMES:
+        whole = images.ndim == FRAMES or late(net)
+        if whole or not getattr(execute, "unrolled", True):
             return {t: execute(net, encode(images, t)).mean_logits.float() for t in wanted}
         total = execute(net, encode(images, wanted[-1])).logits.float().cumsum(0)
     return {t: total[t - 1] / t for t in wanted}
+
+
+def late(net: nn.Module) -> bool:
+    """Whether neurons of a network begin later than those before them."""
+    return any(isinstance(module, Neuron) and module.delay > 0 for module in net.modules())
 
 
 def predictions_over_steps(

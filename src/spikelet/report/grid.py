@@ -16,6 +16,8 @@ Row = Mapping[str, Any]
 MARKS = {
     "quantised ann": "quantised ANN, no spikes",
     "signed snn": "signed spikes",
+    "delayed snn": "layers begin late",
+    "delayed signed snn": "signed spikes, layers begin late",
     "ann": "ANN",
     "snn": "",
 }

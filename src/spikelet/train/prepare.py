@@ -24,7 +24,7 @@ from spikelet.stepwise import require_fixed_norms
 from spikelet.terms import Term
 from spikelet.train.crossed import IMAGES, beginning, crossing
 from spikelet.train.load import ANN, SNN, Loaded, architecture, assemble, describe, load
-from spikelet.train.running import encoder, encoding, runner
+from spikelet.train.running import encoder, encoding, trainer
 
 ZOO_CLASSES = 1000
 EXAMPLES = 64
@@ -147,7 +147,7 @@ def estimated(recipe: Recipe, dataset: Dataset, student: nn.Module) -> Callable[
     They are taken over augmented training images, as training's own were, in one large batch: of
     `estimate` images, or as many as there is room for.
     """
-    execute = runner(recipe)
+    execute = trainer(recipe)
     encode = encoder(recipe, dataset.mean, dataset.std)
 
     def run(net: nn.Module, x: Tensor) -> None:

@@ -36,9 +36,20 @@ def runner(recipe: Recipe) -> Execute:
     return spiking_runner(recipe) if spiking(recipe) else quantised
 
 
+def trainer(recipe: Recipe) -> Execute:
+    """How a student runs where it is to be as in training, so that norms see the same currents."""
+    by_levels = recipe.execute.get("kind") == "quantised"
+    return quantised if by_levels else spiking_runner(recipe)
+
+
 def spiking(recipe: Recipe) -> bool:
-    """Whether what a recipe trains has spikes; `qann`, the rival, has none."""
-    return recipe.execute.get("kind") != "quantised"
+    """Whether what a recipe trains has spikes; `qann`, the rival, has none.
+
+    Neurons that know their whole input before they fire send exactly the levels, so that a network
+    may be trained by these and still spike (docs/delay.md).
+    """
+    waits = recipe.neuron.get("delay", 0) >= max(recipe.steps - 1, 1)
+    return waits or recipe.execute.get("kind") != "quantised"
 
 
 def spiking_runner(recipe: Recipe) -> Execute:
