@@ -24,6 +24,11 @@ METHODS: Mapping[str, dict[str, Spec]] = {
         "logits": {"kind": "logits", "weight": 0.9, "tau": 4.0},
     },
     "kdsnn-feature": {"ce": CE, "feature": {"kind": "feature"}},
+    "fading": {
+        "ce": CE,
+        "logits": {**KD, "fade": 1.0},
+        "feature": {"kind": "feature", "fade": 1.0},
+    },
     "supersnn": {"ce": CE, "relation": {"kind": "relation"}},
     "heterogeneous-temperature": {
         "ce": CE,
@@ -45,7 +50,7 @@ FIELDS: Mapping[str, dict[str, Any]] = {
     "distilling-spikes": UNROLLED,
 }
 FUSED = ("rate", "bptt")  # ways of running that can compile their neurons
-DEFAULT_METHOD = "kdsnn-feature"
+DEFAULT_METHOD = "fading"
 DITHER = 0.125  # of the threshold: enough for uniform areas, no loss elsewhere (docs/recipe.md)
 
 # Distillation starts near a solution: adaptive steps, with the gradient's norm clipped, keep it.

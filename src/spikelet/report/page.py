@@ -32,7 +32,9 @@ METHODS = {
     "affine": "trained on labels and features mapped to the teacher's",
     "supersnn": "trained on labels and relations between images, as the teacher sees them",
     "kdsnn-response": "trained on the teacher's softened answers, and a little on the labels",
-    "kdsnn-feature": "trained on labels and the teacher's features behind a margin",
+    "kdsnn-feature": "trained on labels and the teacher's features",
+    "fading": "trained on labels, and on the teacher's features and softened answers, which count "
+    "less and less until the labels alone decide",
     "heterogeneous-temperature": "trained on labels and the teacher's answers, each side softened "
     "by a temperature of its own",
     "twkd": "trained on labels, the teacher's answers and the student's mean answer at every step",
