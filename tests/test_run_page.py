@@ -727,6 +727,15 @@ def test_runs_have_names_of_their_own() -> None:
     assert {run.teacher for run in named} == {"teacher"}
     named = called([told("a", "hybrid", 4, "x"), told("b", "hybrid", 2, "x")])
     assert [run.label for run in named] == ["hybrid (T = 4)", "hybrid (T = 2)"]
+    late = told("c", "hybrid", 2, "x")
+    late = dataclasses.replace(
+        late, recipe=dataclasses.replace(late.recipe, neuron={"kind": "IF", "delay": 1})
+    )
+    named = called([told("a", "hybrid", 2, "x"), late])
+    assert [run.label for run in named] == ["hybrid", "hybrid (layers 1 step late)"]
+    named = called([told("a", "hybrid", 2, "x"), told("b", "hybrid", 4, "x"), late])
+    labels = ["hybrid (T = 2)", "hybrid (T = 4)", "hybrid (layers 1 step late)"]
+    assert [run.label for run in named] == labels
     named = called([told("p/a", "hybrid", 4, "x"), told("q/a", "hybrid", 4, "y")])
     assert [run.label for run in named] == ["hybrid (1)", "hybrid (2)"]
     assert [run.teacher for run in named] == ["teacher (1)", "teacher (2)"]

@@ -62,6 +62,18 @@ class Told:
         return self.taught and spiking(self.recipe)
 
     @property
+    def traits(self) -> str:
+        """What its neurons do beyond the default ones, in a few words; nothing for those."""
+        if not self.spikes:
+            return ""
+        neuron = self.recipe.neuron
+        kind, late = neuron["kind"], neuron.get("delay", 0)
+        words = [kind.rpartition(":")[2]] if kind != "IF" else []
+        words += ["spikes of both signs"] if neuron.get("signed") else []
+        steps = "1 step" if late == 1 else f"{late} steps"
+        return ", ".join([*words, *([f"layers {steps} late"] if late else [])])
+
+    @property
     def own(self) -> str:
         """What its results and measures call its network."""
         return self.recipe.method if self.taught else TEACHER
@@ -173,9 +185,12 @@ def _free(run: Told, students: Sequence[Told]) -> str:
     return next(free, f"{run.own} ({1 + students.index(run)})")
 
 
-def _ways(run: Told) -> tuple[str, str, str]:
-    folder = run.path.resolve().name
-    return run.own, f"{run.own} (T = {run.recipe.steps})", f"{run.own} ({folder})"
+def _ways(run: Told) -> tuple[str, ...]:
+    """Names of a run, the shortest first: those that tell more only where that is needed."""
+    steps, folder = f"T = {run.recipe.steps}", run.path.resolve().name
+    both = f"{run.traits}, {steps}" if run.traits else steps
+    more = (run.traits, steps, both, folder)
+    return run.own, *(f"{run.own} ({each})" if each else run.own for each in more)
 
 
 def _guide(run: Told) -> str | None:

@@ -25,6 +25,7 @@ from spikelet.story.made import Again, made, missing, model_words, own_measures
 from spikelet.story.noise import noise
 from spikelet.story.told import TEACHER, Told, read
 from spikelet.story.training import training
+from spikelet.train.told import HARDLY
 
 MOST_TILES = 6
 
@@ -193,14 +194,18 @@ def headline(run: Told) -> str:
     """One run in a sentence: which network, which data, how well, beside teacher and conversion."""
     classes = len((run.card.get("data") or {}).get("classes") or ())
     value = "an unknown share" if run.accuracy is None else percent(run.accuracy)
-    sorts = f"sorts {value} of the test images of {_data(run)} rightly into {classes} classes"
+    among = f"{classes} classes (guessing: {percent(1 / classes)})" if classes else "its classes"
+    sorts = f"sorts {value} of the test images of {_data(run)} rightly into {among}"
     if not run.taught:
         return f"{model_words(run)}, an ordinary network ({run.label}), {sorts}."
     kind = "a spiking" if run.spikes else "a quantised, not spiking,"
-    words = f"{run.label}, {kind} {model_words(run)} at T = {run.recipe.steps}, {sorts}"
+    traits = f" ({run.traits})" if run.traits else ""
+    words = f"{run.label}, {kind} {model_words(run)}{traits} at T = {run.recipe.steps}, {sorts}"
     guide, plainly = run.row(TEACHER, None), run.row(CONVERT, run.recipe.steps)
     if guide is not None:
         words += f"; its teacher {percent(guide['accuracy'])}"
+        if classes and guide["accuracy"] < HARDLY / classes:
+            words += ", hardly better than guessing, so that it had nothing to teach"
     if plainly is not None and run.own != CONVERT:
         words += f", and the teacher converted without training {percent(plainly['accuracy'])}"
     return words + "."
