@@ -200,3 +200,13 @@ def test_importing_recipes_is_cheap() -> None:
     code = "import sys, spikelet.recipe; print({'torch', 'pydantic'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("steps", "kind"), [(1, "rate"), (2, "bptt"), (4, "rate"), (None, "rate")])
+def test_the_gradient_of_a_default_depends_on_the_steps(steps: int | None, kind: str) -> None:
+    known = {} if steps is None else {"steps": steps}
+    recipe = default_recipe("distill", {"kind": "mnist"}, **known)
+    assert recipe.execute == {"kind": kind, "fuse": True}
+    for method, way in (("qann", "quantised"), ("twkd", "bptt")):
+        found = default_recipe("distill", {"kind": "mnist"}, method, **known)
+        assert found.execute["kind"] == way

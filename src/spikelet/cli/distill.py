@@ -67,8 +67,13 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
         model = model_spec(options.model, options.width, data["kind"])
     elif options.width is not None and "run" in teacher:
         raise UserError("--width", "the student is made from the teacher's run", "add --model")
-    recipe = default_recipe("distill", data, options.method, teacher=teacher, model=model)
-    recipe = overridden(recipe, [*leaves_of(options), *leaves])
+    given = [*leaves_of(options), *leaves]
+    ways = {leaf.path for leaf in given if leaf.path.startswith("execute.")} - {"execute.fuse"}
+    known = {} if ways or options.steps is None else {"steps": options.steps}
+    recipe = default_recipe(
+        "distill", data, options.method, teacher=teacher, model=model, **known
+    )
+    recipe = overridden(recipe, given)
     recipe = dataclasses.replace(recipe, data=with_frames(recipe.data, recipe.steps))
     added = [name for name in recipe.terms if name not in terms_of(options.method)]
     if added:  # not the method any more, least of all the control `none`

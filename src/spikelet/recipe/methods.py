@@ -51,6 +51,7 @@ FIELDS: Mapping[str, dict[str, Any]] = {
 }
 FUSED = ("rate", "bptt")  # ways of running that can compile their neurons
 DEFAULT_METHOD = "fading"
+EXACT = (2,)  # steps where the exact gradient costs a fifth more than the rates' (docs/recipe.md)
 DITHER = 0.125  # of the threshold: enough for uniform areas, no loss elsewhere (docs/recipe.md)
 
 # Distillation starts near a solution: adaptive steps, with the gradient's norm clipped, keep it.
@@ -109,6 +110,8 @@ def another_kind(place: str, kind: str, spec: Spec | None) -> Spec:
 def default_recipe(task: str, data: Spec, method: str = DEFAULT_METHOD, **fields: Any) -> Recipe:
     """The recipe a run starts from; `fields` replace whole fields of it.
 
+    How a student's gradient is taken depends on `steps`, where they are among the fields.
+
     Args:
         task: "teach" or "distill".
         data: spec of the data set.
@@ -126,7 +129,8 @@ def default_recipe(task: str, data: Spec, method: str = DEFAULT_METHOD, **fields
     }
     if not teach:
         values |= {"neuron": {"kind": "IF", "dither": DITHER}}
-        values |= {"execute": {"kind": "rate"}} | FIELDS.get(method, {})
+        exact = fields.get("steps") in EXACT
+        values |= {"execute": {"kind": "bptt" if exact else "rate"}} | FIELDS.get(method, {})
         if kind != "digits" and values["execute"]["kind"] in FUSED:
             values["execute"] = {**values["execute"], "fuse": True}
     if teach:
