@@ -25,6 +25,7 @@ from spikelet.recipe import (
     Recipe,
     Training,
     build,
+    default_recipe,
     resolve,
 )
 
