@@ -31,7 +31,7 @@ from spikelet.cli import main
 from spikelet.compare import CONTROLS, TUNING_SEED, Cell, Grid, compare, work
 from spikelet.compare.grid import recipe_of, stored_grid
 from spikelet.compare.notes import notes
-from spikelet.compare.table import mean_rows, seed_rows
+from spikelet.compare.table import kind, mean_rows, seed_rows
 from spikelet.compare.tune import candidates, chosen, learning_rates, multipliers
 from spikelet.compare.work import Job
 from spikelet.compare.write import findings, over_seeds
@@ -183,6 +183,26 @@ def test_a_quantised_network_takes_what_integrate_and_fire_has() -> None:
     assert grid.recipe(Cell("qann", 2, 0)).neuron == plain
     (said,) = notes(grid)
     assert "neuron.signed = True" in said and "threshold" not in said
+    grid = Grid(DATA, overrides={**common, "neuron.delay": 1})
+    assert grid.recipe(Cell("qann", 2, 0)).neuron == plain
+    assert grid.recipe(Cell("none", 2, 0)).neuron == {**plain, "delay": 1}
+    (said,) = notes(grid)
+    assert "neuron.delay = 1" in said
+
+
+def test_a_network_is_named_by_its_spikes() -> None:
+    late = {"neuron.delay": 1}
+    by_levels = {**late, "execute.kind": "quantised"}
+    kinds = [
+        [kind(Grid(DATA, overrides=given).recipe(Cell(method, steps, 0))) for given in ({}, late)]
+        for method, steps in (("none", 2), ("qann", 2))
+    ]
+    assert kinds == [["snn", "delayed snn"], ["quantised ann", "quantised ann"]]
+    trained = Grid(DATA, overrides=by_levels).recipe(Cell("none", 2, 0))
+    assert kind(trained) == "delayed snn"
+    assert kind(dataclasses.replace(trained, steps=4)) == "quantised ann"  # not all input is known
+    signs = Grid(DATA, overrides={**late, "neuron.signed": True}).recipe(Cell("none", 2, 0))
+    assert kind(signs) == "delayed signed snn"
 
 
 def test_notes_are_told_at_the_start_and_stay_with_the_table(

@@ -106,6 +106,15 @@ def test_bptt_has_the_gradient_of_automatic_differentiation(delay: int) -> None:
     torch.testing.assert_close(fast, slow)
 
 
+@pytest.mark.parametrize("delay", [1, 3])
+def test_half_precision_is_collected_in_fp32(delay: int) -> None:
+    kind, x = neuron(delay), currents(STEPS, 50, 3, 4, 4).bfloat16()
+    expected = scan(kind, x).spikes
+    for output in (unrolled(kind, x), closed_form(kind, x, STEPS).output):
+        assert output.dtype == torch.bfloat16
+        assert torch.equal(output.ne(0), expected.ne(0))
+
+
 def network(delay: int, dither: float = 0.125) -> nn.Module:
     torch.manual_seed(0)
     model = resnet20(classes=10, width=4)

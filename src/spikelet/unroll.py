@@ -49,7 +49,9 @@ def unrolled(neuron: Integrator, currents: Tensor, fuse: bool = False) -> Tensor
     Differentiable once, towards the currents. A step lies in memory as one of the currents does.
     `fuse` compiles each of the two passes into one kernel.
     """
-    currents = collected(currents, neuron.delay)
+    dtype = currents.dtype
+    if neuron.delay:  # sums of currents are part of the integration
+        currents = collected(currents.to(torch.promote_types(dtype, torch.float32)), neuron.delay)
     form = Form(
         float(neuron.leak),
         float(neuron.gain),
@@ -59,7 +61,8 @@ def unrolled(neuron: Integrator, currents: Tensor, fuse: bool = False) -> Tensor
         neuron.detached,
         neuron.signed,
     )
-    return _Unrolled.apply(currents, neuron.theta, neuron.beginning(currents[0]), form, fuse)
+    found = _Unrolled.apply(currents, neuron.theta, neuron.beginning(currents[0]), form, fuse)
+    return found.to(dtype)
 
 
 def mean_over(output: Tensor) -> Tensor:

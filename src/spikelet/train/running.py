@@ -48,8 +48,9 @@ def spiking(recipe: Recipe) -> bool:
     Neurons that know their whole input before they fire send exactly the levels, so that a network
     may be trained by these and still spike (docs/delay.md).
     """
+    by_levels = recipe.execute.get("kind") == "quantised"
     waits = recipe.neuron.get("delay", 0) >= max(recipe.steps - 1, 1)
-    return waits or recipe.execute.get("kind") != "quantised"
+    return not by_levels or (waits and recipe.method != "qann")
 
 
 def spiking_runner(recipe: Recipe) -> Execute:
