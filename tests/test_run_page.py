@@ -38,6 +38,7 @@ from spikelet.neuron import per_channel, scan
 from spikelet.recipe import METHODS, Recipe, default_recipe
 from spikelet.report import grid_page
 from spikelet.report.charts import accuracy_chart
+from spikelet.report.findings import signed
 from spikelet.report.page import picture
 from spikelet.report.parts import Section
 from spikelet.report.plots import Line, lines_chart
@@ -227,7 +228,7 @@ def test_noise_is_what_was_measured(text: str, found: dict[str, Any]) -> None:
         cells = tables.row(name, head="noise on images")[1:]
         assert cells == [f"{100 * each[key]:.1f}" for key in ("clean", "noisy", "area", "drop")]
     kept = noise["versus"]["none"]["all"]["kept"]
-    mean, low, high = (minus(f"{100 * kept[key]:+.1f}") for key in ("mean", "low", "high"))
+    mean, low, high = (minus(signed(100 * kept[key], 1)) for key in ("mean", "low", "high"))
     assert tables.row("hybrid less none")[-1] == f"{mean} ({low} to {high})"
     assert all(f"Accuracy under {kind} over its level" in text for kind in noise["kinds"])
 
