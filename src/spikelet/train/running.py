@@ -38,8 +38,12 @@ def runner(recipe: Recipe) -> Execute:
 
 def trainer(recipe: Recipe) -> Execute:
     """How a student runs where it is to be as in training, so that norms see the same currents."""
-    by_levels = recipe.execute.get("kind") == "quantised"
-    return quantised if by_levels else spiking_runner(recipe)
+    return quantised if by_levels(recipe) else spiking_runner(recipe)
+
+
+def by_levels(recipe: Recipe) -> bool:
+    """Whether a student is trained as the quantised network."""
+    return recipe.execute.get("kind") == "quantised"
 
 
 def spiking(recipe: Recipe) -> bool:
@@ -48,9 +52,8 @@ def spiking(recipe: Recipe) -> bool:
     Neurons that know their whole input before they fire send exactly the levels, so that a network
     may be trained by these and still spike (docs/delay.md).
     """
-    by_levels = recipe.execute.get("kind") == "quantised"
     waits = recipe.neuron.get("delay", 0) >= max(recipe.steps - 1, 1)
-    return not by_levels or (waits and recipe.method != "qann")
+    return not by_levels(recipe) or (waits and recipe.method != "qann")
 
 
 def spiking_runner(recipe: Recipe) -> Execute:
