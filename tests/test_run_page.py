@@ -305,6 +305,13 @@ def test_curves_of_training_are_drawn_where_they_lie(text: str, runs: dict[str, 
 # ---- what the networks show themselves ----------------------------------------------------
 
 
+def test_a_lost_record_of_the_training_is_said(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["none"], run)
+    (run / "metrics.jsonl").unlink()
+    assert "lost its record of the training (metrics.jsonl)" in told_by(run, tmp_path)
+
+
 def test_maps_are_the_networks_own(runs: dict[str, Path], text: str) -> None:
     loaded = load(runs["none"])
     mine = subject(loaded, loaded.dataset())
@@ -531,12 +538,15 @@ def test_a_network_that_does_not_win_is_said_plainly() -> None:
         {**common, "rival": "teacher (dense)", "wins": True},
         {**common, "rival": "mine with 3 levels", "wins": False},
     ]
+    dearer = {**rows[0], "accounting": "arithmetic and SRAM", "wins": False}
     run = Told(Path(), default_recipe("distill", {"kind": "digits"}), [], [], {}, {}, {}, "a", "t")
     (both,) = findings(Source(run, {"against": rows}, {}))
     assert "a needs less energy than teacher (dense) in 1 of 1 ways to count;" in both
     assert "it does not win against mine with 3 levels, where it needs more" in both
     (only,) = findings(Source(run, {"against": rows[:1]}, {}))
     assert "does not win" not in only
+    (moved,) = findings(Source(run, {"against": [rows[0], dearer]}, {}))
+    assert "in 1 of 2 ways to count (with memory 0 of 1)." in moved
     (never,) = findings(Source(run, {"against": rows[1:]}, {}))
     assert "counts, a does not win against mine" in never
 

@@ -17,6 +17,7 @@ CAPTIONS = {
     "arithmetic and SRAM": "3. and memory on the chip",
     "arithmetic and DRAM": "4. and memory off the chip",
 }
+WITHOUT_MEMORY = ("synapses", "arithmetic")
 
 
 def rivals(source: Source) -> list[Block]:
@@ -94,10 +95,12 @@ def findings(source: Source) -> list[str]:
     lost: list[str] = []
     for rival in rivals:
         mine = [row for row in rows if row["rival"] == rival]
-        count = sum(row["wins"] for row in mine)
-        ways = "" if won else f" of {len(mine)} ways to count"
+        moved = [row for row in mine if row["accounting"] not in WITHOUT_MEMORY]
+        count, still = (sum(row["wins"] for row in each) for each in (mine, moved))
+        ways, of = ("", "") if won else (f" of {len(mine)} ways to count", f" of {len(moved)}")
+        memory = f" (with memory {still}{of})" if moved else ""
         if count:
-            won.append(f"{source.label(rival)} in {count}{ways}")
+            won.append(f"{source.label(rival)} in {count}{ways}{memory}")
         else:
             lost.append(source.label(rival))
     said = []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from spikelet.report.parts import Block, Chart, Note, Panels, Rows, Section
 from spikelet.report.plots import Line, lines_chart
-from spikelet.story.cast import Cast, Chapter
+from spikelet.story.cast import CONVERT, Cast, Chapter
 from spikelet.story.numbers import counted, plain
 from spikelet.story.told import Row, Told
 
@@ -15,6 +15,7 @@ LOOK = (
     "the loss still does: that would be learning by heart."
 )
 ONE = "One pass through the training images: there is no curve, only where it ended."
+UNRECORDED = "no curve, as the run folder has lost its record of the training (metrics.jsonl)."
 PARTS = {
     "ce": "cross entropy: the labels",
     "logits": "logits: the teacher's answers",
@@ -29,8 +30,10 @@ Read = Callable[[Row], float | None]
 def training(cast: Cast) -> Chapter | None:
     """The curves of the runs that were trained; None where none was."""
     runs = [run for run in cast.runs if run.epochs]
+    lost = [run for run in cast.runs if not run.epochs and run.recipe.method != CONVERT]
+    notes = [Note(f"{run.label}: {UNRECORDED}") for run in lost]
     if not runs:
-        return None
+        return Chapter(Section("Training", "", [*notes])) if notes else None
     parts = dict.fromkeys(part for run in runs for part in run.epochs[-1].get("parts", {}))
     shown: list[tuple[str, str, str, Read]] = [
         ("validation", "validation accuracy", "%", lambda row: _percent(row)),
@@ -41,14 +44,14 @@ def training(cast: Cast) -> Chapter | None:
         ),
     ]
     if all(len(run.epochs) == 1 for run in runs):
-        return Chapter(Section("Training", ONE, [_only(runs, shown), Note(_words(runs))]))
+        return Chapter(Section("Training", ONE, [_only(runs, shown), Note(_words(runs)), *notes]))
     charts = [
         Chart(_drawn(f"training-{name}", up, read, runs, cast), f"{title} over epochs", title)
         for name, title, up, read in shown
         if any(read(row) is not None for run in runs for row in run.epochs)
     ]
     blocks: list[Block] = [Panels(charts, cast.keys([run.label for run in runs]))]
-    return Chapter(Section("Training", LOOK, [*blocks, Note(_words(runs))]))
+    return Chapter(Section("Training", LOOK, [*blocks, Note(_words(runs)), *notes]))
 
 
 def _only(runs: Sequence[Told], shown: Sequence[tuple[str, str, str, Read]]) -> Rows:
