@@ -34,6 +34,7 @@ browser: setup  ## the pages in headless Chromium, where there is one
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check src tests benchmarks examples
 
 types: setup  ## mypy on src
 	$(BIN)/mypy

@@ -40,9 +40,7 @@ SIGNATURES = {
     ),
     "ann": "(net, x, taps=())",
     "bptt": "(net, x, taps=(), *, fuse=False)",
-    "rate": (
-        "(net, x, taps=(), *, divide_by_steps=False, fuse=False, windows=1, order='layers')"
-    ),
+    "rate": ("(net, x, taps=(), *, divide_by_steps=False, fuse=False, windows=1, order='layers')"),
     "Term.taps": "(self, pairs)",
     "Term.init": "(self, binding)",
     "Term.__call__": "(self, own, step)",

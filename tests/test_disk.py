@@ -348,7 +348,6 @@ def test_a_run_on_the_disk_resumes_within_an_epoch(root: Path, tmp_path: Path) -
             example=data.normalise(found.test.images[:2], found),
         )  # fmt: skip
 
-
     def states(name: str, stops: tuple[int, ...]) -> dict[str, torch.Tensor]:
         for number, stop in enumerate((*stops, None)):
             whole = learner()

@@ -418,9 +418,7 @@ def jelly() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def neurobench() -> ModuleType:
-    return pytest.importorskip(
-        "neurobench.metrics.workload", reason="neurobench is not installed"
-    )
+    return pytest.importorskip("neurobench.metrics.workload", reason="neurobench is not installed")
 
 
 def random_network(seed: int, theta: float = 1.0, width: int = 6) -> tuple[nn.Module, Tensor]:

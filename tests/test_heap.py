@@ -30,9 +30,7 @@ print(first, faults(), int(told))
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems manage memory in another way")
 def test_large_blocks_are_not_taken_anew() -> None:
     """In a process of its own, as it cannot be told back: pages touched for the first time."""
-    done = subprocess.run(
-        [sys.executable, "-c", COUNT], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
     first, then, told = map(int, done.stdout.split())
     if not told:
         pytest.skip("the C library is not glibc")

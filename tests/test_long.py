@@ -235,9 +235,7 @@ def test_the_second_run_in_a_folder_is_refused_by_the_first_ones_number(
     assert not (tmp_path / ".lock").exists()
 
 
-def test_a_killed_process_leaves_no_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_process_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fcntl")
     monkeypatch.setattr(folder, "PATIENCE", 0.1)
     code = "import sys, time, pathlib; from spikelet.folder import alone_in\n"

@@ -224,10 +224,7 @@ def test_calibration_error_bin_by_bin(bins: int) -> None:
                 members[m - 1].append((max(p), p.index(max(p)) == label))
     assert sum(map(len, members)) == 200
     expected = sum(
-        len(each)
-        / 200
-        * abs(sum(right for _, right in each) - sum(p for p, _ in each))
-        / len(each)
+        len(each) / 200 * abs(sum(right for _, right in each) - sum(p for p, _ in each)) / len(each)
         for each in members
         if each
     )

@@ -145,8 +145,9 @@ def test_images_without_time_are_told(execute: spikelet.Execute) -> None:
 def test_rows_of_numbers_without_time_are_told(execute: spikelet.Execute) -> None:
     """A network without images knows its axes from those it was calibrated on."""
     rows = torch.rand(4, 5)
-    net = spikelet.convert(nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), IF(),
-                           calibrate=rows)
+    net = spikelet.convert(
+        nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), IF(), calibrate=rows
+    )
     assert execute(net, rows.expand(2, 4, 5)).logits.shape == (2, 4, 3)
     with pytest.raises(UserError, match=r"x \(4, 5\)"):
         execute(net, rows)

@@ -30,9 +30,7 @@ def numbered(count=MANY, held=6, train=None, seed=0, name="pictures"):
     split = Split(images, number % 3, Origin(name, number))
     common = {"classes": NAMES, "licence": "none", "statistics": ((0.0,), (1 / 255,))}
     test = Split(images + 100, number % 3)
-    return assemble(
-        "pictures", split, test, validation=held, train=train, seed=seed, **common
-    )
+    return assemble("pictures", split, test, validation=held, train=train, seed=seed, **common)
 
 
 def read(pictures):

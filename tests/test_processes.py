@@ -175,9 +175,7 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole() -> None:
     for accumulate in (1, 2, 3, 7):
         whole = many.distiller(many.rate, many.terms("hybrid"))
         freeze_norms(whole)
-        got = gradients(
-            whole, many.images("stages", GLOBAL, 5), many.LABELS, accumulate=accumulate
-        )
+        got = gradients(whole, many.images("stages", GLOBAL, 5), many.LABELS, accumulate=accumulate)
         found.append({"loss": got.loss, **many.left(whole)})
     for other in found[1:]:
         for key, value in found[0].items():

@@ -262,9 +262,7 @@ def test_labels_of_many_steps_do_not_run_into_each_other() -> None:
 
 def test_knee_has_a_ring_and_names_may_hold_dollars() -> None:
     rows = [row("$a^b$", t, 0.5 + t / 100, None) for t in (1, 2)]
-    plain, ringed = (
-        accuracy_chart(rows, {"$a^b$": 0}, knees) for knees in (None, {"$a^b$": 2})
-    )
+    plain, ringed = (accuracy_chart(rows, {"$a^b$": 0}, knees) for knees in (None, {"$a^b$": 2}))
     assert "$a^b$" in texts(plain) and "$a^b$" in texts(ringed)
     assert ringed.count("<use ") == plain.count("<use ") + 1
 

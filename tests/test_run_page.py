@@ -483,8 +483,9 @@ def test_no_axis_of_shares_goes_beyond_a_hundred(text: str) -> None:
     """A network that is always right has room above it and no tick there."""
     assert not re.findall(r">10[1-9](?:\.\d)?</text>", text)
     rows = [{**row, "accuracy": 1.0} for row in ROWS]
-    drawn = accuracy_chart(rows, {"none": 0}), lines_chart(
-        "a", [Line([1, 2, 3], [99.0, 100.0, 100.0], 1)], along="T", up="accuracy, %"
+    drawn = (
+        accuracy_chart(rows, {"none": 0}),
+        lines_chart("a", [Line([1, 2, 3], [99.0, 100.0, 100.0], 1)], along="T", up="accuracy, %"),
     )
     for svg in drawn:
         ticks = [float(t) for t in re.findall(r">([\d.]+)</text>", svg)]

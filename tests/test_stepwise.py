@@ -119,9 +119,7 @@ class Tired(Neuron):
         return {"v": h - s * theta, "rest": (s > 0).long(), "time": state["time"] + 1}, s, h
 
 
-@pytest.mark.parametrize(
-    "name", ["IF-signed-full", "LIF-hard-0.2-full", "PLIF-hard", "Tired"]
-)
+@pytest.mark.parametrize("name", ["IF-signed-full", "LIF-hard-0.2-full", "PLIF-hard", "Tired"])
 def test_neurons_in_a_network(name: str) -> None:
     def run(execute: Callable) -> tuple[Tensor, nn.Module, Tensor]:
         net = fixed(student("residual", every_neuron()[name]))
@@ -342,9 +340,7 @@ def peak(name: str, execute: Callable, steps: int, still: bool, neuron: Neuron) 
     """Bytes of all tensors at once, at most, in one forward and backward pass."""
     net, seen = fixed(student(name, neuron)), images(name, 16)
     x = repeat(seen, steps) if still else moving(name, steps, 16)
-    made = Subject(
-        net, seen, torch.arange(16) % 3, lambda _: execute(net, x).logits, "fp32"
-    )
+    made = Subject(net, seen, torch.arange(16) % 3, lambda _: execute(net, x).logits, "fp32")
     return max(itertools.accumulate(allocations(made)))
 
 

@@ -193,7 +193,5 @@ def _joined(state: Any, tangents: list[Any]) -> Any:
 def _parted(state: Any) -> tuple[Any, list[Any]]:
     """A state without tangents, and its tangents."""
     leaves, form = tree_flatten(state)
-    pairs = [
-        forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in leaves
-    ]
+    pairs = [forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in leaves]
     return tree_unflatten([x for x, _ in pairs], form), [t for _, t in pairs]

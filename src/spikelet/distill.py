@@ -256,7 +256,6 @@ class Distiller(nn.Module):
             loss, parts["teacher"] = loss + own, own.detach()
         return loss, parts
 
-
     def _value(self, name: str, term: Term, step: Step) -> Tensor:
         """A term's unweighted loss; one that couples the batch sees that of all processes."""
         if term.coupled and not term.gathers and processes() > 1:

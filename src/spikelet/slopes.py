@@ -129,9 +129,7 @@ def _second(other: Tensor, affine: Affine | None, fuse: bool) -> dict[str, Any]:
     if affine is None and fuse:
         affine = (other.new_ones(1), other.new_zeros(1))
     columns = () if affine is None else (_column(x, other) for x in affine)
-    return {"other": other} | dict(
-        zip(("other_scale", "other_shift"), columns, strict=False)
-    )
+    return {"other": other} | dict(zip(("other_scale", "other_shift"), columns, strict=False))
 
 
 def _column(value: Tensor, folded: Tensor) -> Tensor:

@@ -172,9 +172,7 @@ def _is_blind(node: fx.Node, function: Any) -> bool:
     return is_linear(node, function) and not weighs
 
 
-def _over_step(
-    plan: Plan, notes: Notes, t: int, steps: int, fuse: bool, recorded: bool
-) -> Rule:
+def _over_step(plan: Plan, notes: Notes, t: int, steps: int, fuse: bool, recorded: bool) -> Rule:
     """What a call does at step t; `recorded` if what is still is part of a backward pass."""
 
     def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:

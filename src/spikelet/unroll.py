@@ -151,9 +151,7 @@ def outputs(currents: Tensor, theta: Tensor, start: Tensor, form: Form) -> Tenso
     return torch.stack([(theta * step.spikes).to(currents.dtype) for step in steps])
 
 
-def gradients(
-    currents: Tensor, grads: Tensor, theta: Tensor, start: Tensor, form: Form
-) -> Tensor:
+def gradients(currents: Tensor, grads: Tensor, theta: Tensor, start: Tensor, form: Form) -> Tensor:
     """The gradient of the currents given that of the output, all "T R C N".
 
     With q = theta ds/dh, G the gradient of theta * s and A that of the potential after the reset,

@@ -192,9 +192,7 @@ def _stacked(values: list[Any], like: Tensor) -> Tensor:
     return torch.stack([like.new_full((1, 1, 1), x) for x in values])
 
 
-def through_chain(
-    grad: Tensor, own: Tensor, read: Tensor, written: Tensor, kept: Tensor
-) -> Tensor:
+def through_chain(grad: Tensor, own: Tensor, read: Tensor, written: Tensor, kept: Tensor) -> Tensor:
     """sum_w E_wv grad_w from the last window to the first: what is handed on carries the rest."""
     found, carried = own * grad, None
     for window in reversed(range(len(own) - 1)):

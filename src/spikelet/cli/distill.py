@@ -70,9 +70,7 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
     given = [*leaves_of(options), *leaves]
     ways = {leaf.path for leaf in given if leaf.path.startswith("execute.")} - {"execute.fuse"}
     known = {} if ways or options.steps is None else {"steps": options.steps}
-    recipe = default_recipe(
-        "distill", data, options.method, teacher=teacher, model=model, **known
-    )
+    recipe = default_recipe("distill", data, options.method, teacher=teacher, model=model, **known)
     recipe = overridden(recipe, given)
     recipe = dataclasses.replace(recipe, data=with_frames(recipe.data, recipe.steps))
     added = [name for name in recipe.terms if name not in terms_of(options.method)]

@@ -64,9 +64,7 @@ def told(error: UserError, words: Sequence[str]) -> UserError:
     return UserError(_shown(best, value), error.message, error.fix)
 
 
-def _by_default(
-    error: UserError, name: str, value: str | None, words: Sequence[str]
-) -> UserError:
+def _by_default(error: UserError, name: str, value: str | None, words: Sequence[str]) -> UserError:
     """The error about a value that no flag gave, by the flag or word that would change it."""
     if value is None or not words:
         return error

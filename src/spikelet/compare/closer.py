@@ -115,7 +115,6 @@ def _beside(jobs: Sequence[Job], job: Job, base: str) -> list[Job]:
     found = [
         other
         for other in jobs
-        if other.finished
-        and (other.recipe.method, other.recipe.steps, other.recipe.seed) == wanted
+        if other.finished and (other.recipe.method, other.recipe.steps, other.recipe.seed) == wanted
     ]
     return [job, *found[:1]]

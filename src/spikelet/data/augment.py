@@ -151,9 +151,10 @@ class EventDrop:
         kind = torch.randint(0, 4, (count,), generator=generator)
         amount = torch.rand(count, generator=generator) * self.share
         lost = torch.ones(count, steps, 1, *size, dtype=torch.bool)
-        lost &= _stretch(steps, amount, generator)[:, :, None, None, None] | (kind != 2)[
-            :, None, None, None, None
-        ]
+        lost &= (
+            _stretch(steps, amount, generator)[:, :, None, None, None]
+            | (kind != 2)[:, None, None, None, None]
+        )
         boxes = [_stretch(side, amount.sqrt(), generator) for side in size]
         box = boxes[0][:, :, None] & boxes[1][:, None, :]
         lost &= box[:, None, None] | (kind != 3)[:, None, None, None, None]

@@ -140,4 +140,3 @@ def _filled(change: Augmentation, dataset: Dataset) -> Augmentation:
         colour = tuple(round(255 * value) for value in dataset.mean)
         return replace(change, fill=colour * (dataset.frames or 1))
     return change
-

@@ -94,9 +94,7 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
     }
 
 
-def _counted(
-    subject: Subject, tell: Tell
-) -> tuple[list[Costed], dict[str, float], list[str]]:
+def _counted(subject: Subject, tell: Tell) -> tuple[list[Costed], dict[str, float], list[str]]:
     """Every network of a subject as it is, and the student as the ANN with T + 1 levels.
 
     With them the accuracy of each, and notes about what is left out.
@@ -104,9 +102,7 @@ def _counted(
     found: list[Costed] = []
     right: dict[str, float] = {}
     notes: list[str] = []
-    todo: list[tuple[str, Seen, Way]] = [
-        (seen.name, seen, way(seen)) for seen in subject.networks
-    ]
+    todo: list[tuple[str, Seen, Way]] = [(seen.name, seen, way(seen)) for seen in subject.networks]
     if subject.student.spiking:
         levels = f"{subject.student.name} {LEVELS.format(subject.steps + 1)}"
         todo.insert(-1, (levels, subject.student, "quantised"))

@@ -131,9 +131,7 @@ class Exposure:
     show: Callable[[], dict[str, Right]]
 
 
-def exposures(
-    plan: Plan, clean: Mapping[str, Tensor], files: Natural
-) -> dict[str, Exposure]:
+def exposures(plan: Plan, clean: Mapping[str, Tensor], files: Natural) -> dict[str, Exposure]:
     """Every kind of noise that there is for a plan, by name.
 
     Args:

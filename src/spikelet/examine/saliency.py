@@ -160,9 +160,7 @@ def _alike(maps: Mapping[str, Tensor], first: str, student: str) -> dict[str, An
     }
 
 
-def _over_seeds(
-    maps: Mapping[str, Tensor], first: str, subject: Subject
-) -> list[dict[str, Any]]:
+def _over_seeds(maps: Mapping[str, Tensor], first: str, subject: Subject) -> list[dict[str, Any]]:
     """The run's way of training less each other one, where both have several seeds."""
     rows = []
     for each in matched(subject):

@@ -105,9 +105,7 @@ def _last(answers: Answers) -> Tensor:
     return answers[max(answers)]
 
 
-def _network(
-    answers: Answers, seen: Seen, labels: Tensor, guide: Tensor | None
-) -> dict[str, Any]:
+def _network(answers: Answers, seen: Seen, labels: Tensor, guide: Tensor | None) -> dict[str, Any]:
     """What a network's logits at each T come to; `guide` are the teacher's."""
     beside = None if seen.run is None else guide
     points = [_point(t, logits, labels, beside) for t, logits in answers.items()]

@@ -181,9 +181,7 @@ def _same_data(other: Loaded, mine: Loaded, dataset: Dataset, split: str) -> Loa
         UserError: if it was not.
     """
     free = PLACE if split == "validation" else (*PLACE, *TRAINING)
-    specs = [
-        {k: v for k, v in each.recipe.data.items() if k not in free} for each in (mine, other)
-    ]
+    specs = [{k: v for k, v in each.recipe.data.items() if k not in free} for each in (mine, other)]
     described = other.description
     theirs = (described["channels"], *described["size"], described["classes"])
     if specs[0] != specs[1] or theirs != (dataset.channels, *dataset.size, len(dataset.classes)):

@@ -34,9 +34,7 @@ def suits(name: str, spiking: bool, compared: bool) -> bool:
     return (spiking or name not in NEED_SPIKES) and (compared or name not in NEED_ANOTHER)
 
 
-def chosen(
-    names: Sequence[str], spiking: bool = True, compared: bool = True
-) -> tuple[str, ...]:
+def chosen(names: Sequence[str], spiking: bool = True, compared: bool = True) -> tuple[str, ...]:
     """The measures named, each once, in the order of the table; without names all that suit.
 
     Raises:

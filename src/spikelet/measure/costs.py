@@ -70,9 +70,7 @@ class Precision:
 
 FP32 = Precision("fp32", HOROWITZ.multiply_fp32, HOROWITZ.add_fp32, 32, 32, 32)
 INT8 = Precision("int8", HOROWITZ.multiply_int8, HOROWITZ.add_int8, 8, 8, 8)
-INT8_32 = Precision(
-    "int8, 32-bit sums", HOROWITZ.multiply_int8, HOROWITZ.add_int32, 8, 8, 32
-)
+INT8_32 = Precision("int8, 32-bit sums", HOROWITZ.multiply_int8, HOROWITZ.add_int32, 8, 8, 32)
 PRECISIONS = (FP32, INT8, INT8_32)
 """fp32 is what papers use (4.6 pJ a MAC, 0.9 pJ an accumulate); int8 adds 8-bit numbers (0.23,
 0.03), which overflow in a wide layer; the third adds into 32 bits (0.3, 0.1)."""

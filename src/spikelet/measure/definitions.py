@@ -97,9 +97,7 @@ def papers(counts: Counts) -> list[dict[str, Any]]:
     are dense multiply-accumulates. The first layer counts once, or once for each step.
     """
     first, rest = counts.layers[:1], counts.layers[1:]
-    operations = sum(
-        float(layer.nonzero.mean()) / layer.entries * layer.dense for layer in rest
-    )
+    operations = sum(float(layer.nonzero.mean()) / layer.entries * layer.dense for layer in rest)
     dense = float(sum(layer.dense for layer in first))
     rule = "0.9 pJ x firing rate x T x FLOPs, 4.6 pJ x FLOPs of the first layer"
     return [

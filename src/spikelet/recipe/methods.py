@@ -57,7 +57,10 @@ DITHER = 0.125  # of the threshold: enough for uniform areas, no loss elsewhere 
 # Distillation starts near a solution: adaptive steps, with the gradient's norm clipped, keep it.
 TEACH: Mapping[str, dict[str, Any]] = {
     "imagenet": {
-        "epochs": 90, "batch": 32, "learning_rate": 0.1 / 8, "weight_decay": 1e-4,
+        "epochs": 90,
+        "batch": 32,
+        "learning_rate": 0.1 / 8,
+        "weight_decay": 1e-4,
         "warmup_epochs": 5.0,
     },
     "digits": {"epochs": 80, "batch": 64, "learning_rate": 0.2, "clip": 1.0},
@@ -70,8 +73,12 @@ TEACH: Mapping[str, dict[str, Any]] = {
 # for teachers (torchvision's reference); fewer processes learn slower in proportion.
 DISTILL: Mapping[str, dict[str, Any]] = {
     "imagenet": {
-        "epochs": 100, "batch": 64, "optimiser": "sgd", "learning_rate": 0.2 / 8,
-        "weight_decay": 2e-5, "clip": None,
+        "epochs": 100,
+        "batch": 64,
+        "optimiser": "sgd",
+        "learning_rate": 0.2 / 8,
+        "weight_decay": 2e-5,
+        "clip": None,
     },
     "digits": {"epochs": 40, "batch": 64, "learning_rate": 0.03},
     "mnist": {"epochs": 2},

@@ -260,4 +260,3 @@ def _leaving(name: str, network: Mapping[str, Any]) -> list[str]:
         f"If {name} answers as soon as it is sure, {best['steps']:.2f} steps on average give "
         f"{percent(best['accuracy'])} (all {whole['steps']} steps: {percent(whole['accuracy'])})."
     ]
-

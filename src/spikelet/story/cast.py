@@ -72,9 +72,7 @@ def cast_of(runs: Sequence[Told]) -> Cast:
     return Cast(runs, colours(runs, more))
 
 
-def grouped(
-    found: Sequence[Source], alike: Callable[[Found], Hashable]
-) -> list[list[Source]]:
+def grouped(found: Sequence[Source], alike: Callable[[Found], Hashable]) -> list[list[Source]]:
     """Measures that were taken in the same way, so that their networks stand on one chart."""
     groups: dict[Hashable, list[Source]] = {}
     for source in found:
@@ -82,9 +80,7 @@ def grouped(
     return list(groups.values())
 
 
-def networks(
-    cast: Cast, group: Sequence[Source], names: Callable[[Found], Sequence[str]]
-) -> Where:
+def networks(cast: Cast, group: Sequence[Source], names: Callable[[Found], Sequence[str]]) -> Where:
     """Every network of some measures, teachers first; a run's own is taken from its own measure.
 
     Args:

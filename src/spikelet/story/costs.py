@@ -155,9 +155,7 @@ def _keys(cast: Cast, where: Where, known: Mapping[str, float]) -> list[Key]:
     return [Key(n, cast.colour(n), marks[n] if n in known else "dotted") for n in where]
 
 
-def _table(
-    cast: Cast, where: Where, known: Mapping[str, float], unit: tuple[str, float]
-) -> Rows:
+def _table(cast: Cast, where: Where, known: Mapping[str, float], unit: tuple[str, float]) -> Rows:
     """Energy and accuracy of every network, at one precision and in one unit."""
     body, colours = [], []
     for label, (source, name) in where.items():

@@ -162,9 +162,7 @@ def _gallery(pairs: Sequence[tuple[Told, Subject]]) -> Gallery:
     return Gallery(rows | {n: _maps(n, *where, images, labels) for n, where in seen.items()})
 
 
-def _maps(
-    name: str, mine: Subject, seen: Seen, images: Tensor, labels: Tensor
-) -> list[Cell]:
+def _maps(name: str, mine: Subject, seen: Seen, images: Tensor, labels: Tensor) -> list[Cell]:
     """One network's map and answer for each image."""
     pixels = mine.normalise(images.to(mine.device).float() / 255)
     maps = input_gradients(seen.answer, pixels, labels.to(mine.device)).cpu()

@@ -80,8 +80,11 @@ def _group(cast: Cast, group: Sequence[Source], number: int) -> list[Block]:
         for place, (name, kind) in enumerate(group[0].found["kinds"].items())
     ]
     body = [
-        [label, *(share(source.found["networks"][name][key]) for key in ("clean", "noisy", "area")),
-         share(source.found["networks"][name]["drop"])]
+        [
+            label,
+            *(share(source.found["networks"][name][key]) for key in ("clean", "noisy", "area")),
+            share(source.found["networks"][name]["drop"]),
+        ]
         for label, (source, name) in where.items()
     ]
     head = ["noise on images", "clean, %", "noisy, %", "area, %", "share lost, %"]
@@ -93,9 +96,7 @@ def _group(cast: Cast, group: Sequence[Source], number: int) -> list[Block]:
     return [Panels(charts, cast.keys(list(where))), Rows(head, body, colours=colours), Note(words)]
 
 
-def _drawn(
-    cast: Cast, where: Where, name: str, kind: Found, drawing: str
-) -> str:
+def _drawn(cast: Cast, where: Where, name: str, kind: Found, drawing: str) -> str:
     """Every network's accuracy over the levels of one kind, as far apart as they are named."""
     lines = []
     for label, (source, own) in where.items():

@@ -30,7 +30,6 @@ from spikelet.train.told import HARDLY
 MOST_TILES = 6
 
 
-
 def write(
     paths: Sequence[Path],
     out: Path,

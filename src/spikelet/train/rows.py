@@ -100,9 +100,7 @@ def _converted(
     """Rows of an ANN's conversion, calibrated for each T."""
     encode, rows = encoder(recipe, dataset.mean, dataset.std), []
     for t in steps:
-        converted = convert(
-            net, build("neuron", recipe.neuron, NEURONS), steps=t, calibrate=images
-        )
+        converted = convert(net, build("neuron", recipe.neuron, NEURONS), steps=t, calibrate=images)
         batches = evaluation(dataset.test, dataset, images.device)
         value = accuracy_over_steps(converted, batches, [t], spiking_runner(recipe), encode)[t]
         rows.append(row("convert", t, value, recipe.seed, **more))

@@ -5,7 +5,10 @@ from __future__ import annotations
 from spikelet.data.events.download import Archive
 
 MENDELEY = "https://data.mendeley.com/public-files/datasets/{}/files/{}/file_downloaded"
-FIGSHARE = ("https://api.figshare.com/v2/file/download/{}", "https://ndownloader.figshare.com/files/{}")
+FIGSHARE = (
+    "https://api.figshare.com/v2/file/download/{}",
+    "https://ndownloader.figshare.com/files/{}",
+)
 CIFAR10_DVS_PAGE = "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671"
 GESTURE_PAGE = "https://ibm.ent.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8"
 

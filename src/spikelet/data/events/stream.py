@@ -40,9 +40,7 @@ class Events:
 
     def at(self, index: NDArray[np.bool_] | Ints | slice) -> Events:
         """The events chosen by an index or mask."""
-        return replace(
-            self, x=self.x[index], y=self.y[index], t=self.t[index], p=self.p[index]
-        )
+        return replace(self, x=self.x[index], y=self.y[index], t=self.t[index], p=self.p[index])
 
     def between(self, start: int, stop: int) -> Events:
         """The events with start <= t < stop, in microseconds."""
