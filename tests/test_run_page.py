@@ -404,7 +404,7 @@ def test_a_page_at_the_end_says_how_to_get_pictures_of_older_runs(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
     run = older(runs["none"], tmp_path / "run")
-    write([run], tmp_path / "page.html", lambda told: None, live=None)
+    write([run], tmp_path / "page.html", lambda recipe, out: None, live=None)
     text = (tmp_path / "page.html").read_text()
     assert "Spikes, step by step" not in Tables(text).titles
     assert f"spikelet report {shlex.quote(str(run))}" in " ".join(Reader(text).words)
@@ -802,6 +802,21 @@ def test_command_describes_the_same_recipe(runs: dict[str, Path]) -> None:
             rest, leaves = split(words[2:])
             again = recipe_of(parse("distill", rest), leaves)
             assert dataclasses.replace(again, method=recipe.method) == recipe
+
+
+def test_the_control_of_a_run_is_named_until_it_is_there(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    def words(text: str) -> str:
+        return " ".join(Reader(text).words).replace("\N{NO-BREAK SPACE}", " ")
+
+    said = "seen beside the same training on the labels alone"
+    alone = words(told_by(runs["hybrid"], tmp_path))
+    assert said in alone and "--method none --steps 2" in alone
+    assert said not in words(told_by(runs["none"], tmp_path))
+    both = tmp_path / "both.html"
+    assert quiet("report", *map(str, (runs["hybrid"], runs["none"])), "--out", str(both)) == 0
+    assert said not in words(both.read_text(encoding="utf-8"))
 
 
 def test_command_of_the_runs_and_of_what_no_flag_says(runs: dict[str, Path]) -> None:

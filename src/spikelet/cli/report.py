@@ -13,7 +13,6 @@ from spikelet.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from spikelet.story.told import Told
 
 FILE = "report.html"
 
@@ -39,16 +38,11 @@ def run(options: Namespace, console: Console) -> dict[str, Any]:
         console.print(words, markup=False, highlight=False, soft_wrap=True)
 
     try:
-        file = write(runs, out, again, live=not options.stored, root=root, tell=tell)
+        file = write(runs, out, command_of, live=not options.stored, root=root, tell=tell)
     except OSError as error:
         what = f"it cannot be written ({error.strerror})"
         raise UserError(f"--out {out}", what, "name a file in a folder of yours") from error
     return {"file": str(file)}
-
-
-def again(told: Told) -> str | None:
-    """The command line that makes a run again in a folder beside it."""
-    return command_of(told.recipe, f"{told.path}-again")
 
 
 def beside(run: str, console: Console) -> str | None:
@@ -59,7 +53,7 @@ def beside(run: str, console: Console) -> str | None:
     try:
         from spikelet.story import write
 
-        return str(write([Path(run)], Path(run) / FILE, again, live=None))
+        return str(write([Path(run)], Path(run) / FILE, command_of, live=None))
     except Exception as error:
         what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         words = f"no {FILE} was written ({what}); the run itself is complete"

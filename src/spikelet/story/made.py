@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from spikelet.examine import MEASURES, suits
+from spikelet.recipe import Recipe, terms_of
 from spikelet.report.parts import Block, Code, Facts, Fold, Heading, Note, Section
 from spikelet.story.cast import Cast, Chapter
 from spikelet.story.numbers import NONE, counted
 from spikelet.story.told import Found, Told
 
-Again = Callable[[Told], str | None]
-"""Gives the command line that makes a run again; None where there is none."""
+Again = Callable[[Recipe, str], str | None]
+"""Gives the command line that makes a run of a recipe in a folder; None where there is none."""
 NO_LINE = (
     "No command line says all of this recipe, or its teacher's folder is gone; the recipe below "
     "holds every setting."
 )
+CONTROLS = ("none", "convert", "qann")
 TOLD = ("steps", "noise", "saliency", "energy", "health", "evenness")  # have their own chapters
 LONGEST = 6000  # characters of a measure of the user's own
 
@@ -27,7 +30,7 @@ def made(cast: Cast, again: Again) -> Chapter:
     """Settings, versions, hashes, licence, the command line and the recipe of each run."""
     blocks: list[Block] = []
     for run in cast.runs:
-        line = again(run)
+        line = again(run.recipe, f"{run.path}-again")
         name = run.path.resolve().name
         both = len(cast.runs) > 1 and run.label != name
         blocks.append(Heading(f"{run.label}: {name}" if both else name))
@@ -159,7 +162,31 @@ def own_measures(cast: Cast) -> Chapter | None:
     return Chapter(Section("Other measures", look, blocks)) if blocks else None
 
 
-def missing(cast: Cast, pictures: bool = True) -> Chapter | None:
+def _control(cast: Cast, again: Again) -> Iterator[Block]:
+    """The command for the same training without the teacher's terms, for each T that has none."""
+    plain = {_place(run) for run in cast.runs if run.recipe.method == "none"}
+    for run in cast.runs:
+        if run.taught and run.recipe.method not in CONTROLS and _place(run) not in plain:
+            plain.add(_place(run))
+            out = f"{run.path}-none"
+            fields: dict[str, Any] = {"method": "none", "terms": terms_of("none"), "joint": False}
+            line = again(replace(run.recipe, **fields), out)
+            if line is not None:
+                others = [str(each.path) for each in cast.runs]
+                page = shlex.join(["spikelet", "report", *others, out, "--out", "both.html"])
+                words = (
+                    f"Whether its teacher's losses helped {run.label} is seen beside the same "
+                    "training on the labels alone; several seeds of both give an interval."
+                )
+                yield from (Note(words), Code(f"{wrapped(line)}\n{wrapped(page)}"))
+
+
+def _place(run: Told) -> tuple[str, int]:
+    """What a control has to share with a run."""
+    return json.dumps([run.recipe.data, run.recipe.teacher, run.recipe.neuron]), run.recipe.steps
+
+
+def missing(cast: Cast, again: Again, pictures: bool = True) -> Chapter | None:
     """What is not measured yet, and the command for it; None where nothing is missing."""
     blocks: list[Block] = []
     if not pictures:
@@ -179,6 +206,7 @@ def missing(cast: Cast, pictures: bool = True) -> Chapter | None:
             versus = ["--versus", *others] if others and run.taught else []
             line = shlex.join(["spikelet", "measure", str(run.path), *names, *versus])
             blocks += [Note(f"{run.label}: {', '.join(names)}."), Code(wrapped(line))]
+    blocks += _control(cast, again)
     if not blocks:
         return None
     if not any(isinstance(block, Code) for block in blocks):

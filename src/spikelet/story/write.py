@@ -44,7 +44,7 @@ def write(
     Args:
         paths: run folders.
         out: the file.
-        again: gives the command line that makes a run again.
+        again: gives the command line that makes a run of a recipe in a folder.
         live: whether networks are run for what only they can show; None for where images of their
             data are at hand.
         root: folder of the data where they have moved.
@@ -70,7 +70,7 @@ def write(
 
 def page_of(cast: Cast, seen: Live, again: Again, pictures: bool = True) -> str:
     """The page as text; without `pictures` it says how to get them."""
-    end = missing(cast, pictures)
+    end = missing(cast, again, pictures)
     told = [*chapters(cast, seen), made(cast, again), *([] if end is None else [end])]
     glossary = Section("What the words mean", "", [Facts(_glossary(cast))])
     return run_page(
