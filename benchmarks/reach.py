@@ -1,6 +1,7 @@
 """How near students come to their teacher for a given price, by the kind of their spikes.
 
-    python benchmarks/reach.py --teacher RUN --out DIR --file FILE [--budget 10] [--seeds 3]
+    python benchmarks/reach.py --teacher RUN --out DIR --file FILE [--budget 10] [--seeds 3] \\
+        [--more --training.graph True]
 
 Kinds, each at every T: `binary`, the default recipe; `one step late` and `late`, layers that begin
 one or T - 1 steps after those before them (docs/delay.md), the latter trained as the quantised
@@ -55,6 +56,7 @@ def train(options: Any, cell: Cell) -> dict[str, Any]:
     words = [
         *("--teacher", options.teacher, "--steps", steps, "--seed", seed, "--epochs", epochs),
         *("--batch", 128, "--precision", "bf16", *flags(kind, steps)),
+        *options.more,
     ]
     out = Path(options.out) / f"{kind.replace(' ', '-')}-T{steps}-seed{seed}"
     rows = distilled(out, words, controls=seed == 0)
@@ -96,6 +98,7 @@ def main() -> None:
     add("--seeds", type=int, default=3)
     add("--budget", type=float, default=10.0, help="in training epochs of the ANN")
     add("--jobs", type=int, default=2)
+    add("--more", nargs=argparse.REMAINDER, default=[], help="last: flags for every run")
     options = parser.parse_args()
     wanted = product(range(options.seeds), options.steps, options.kinds)
     cells = [(kind, steps, seed) for seed, steps, kind in wanted if (kind, steps) in PRICES]
@@ -107,6 +110,7 @@ def main() -> None:
         "model": read_json(given / "model.json"),
         "teacher": teacher,
         "budget": options.budget,
+        "more": options.more,
         "default": DEFAULT_METHOD,
     }
     found = summary(rows, teacher)

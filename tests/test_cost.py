@@ -13,7 +13,7 @@ from small import mlp, student
 from spikelet.convert import convert
 from spikelet.data import Batches, Dataset, Split
 from spikelet.distill import Distiller
-from spikelet.encode import Direct
+from spikelet.encode import Direct, Mixed
 from spikelet.execute import bptt, rate
 from spikelet.quantise import quantised
 from spikelet.recipe import Training
@@ -57,6 +57,16 @@ def test_operations_of_a_step_by_hand(execute: object, expected: int) -> None:
 def test_the_teachers_forward_is_part_of_it() -> None:
     taught, alone = (macs_per_image(distiller(rate, each), *batch()) for each in (True, False))
     assert taught - alone == FIRST + SECOND + THIRD
+
+
+def test_drawn_steps_are_counted_on_average() -> None:
+    each = []
+    for encode in (Direct(1), Direct(2), Direct(3), Mixed(3)):
+        found = distiller(bptt)
+        found.encode = encode
+        found.draws = isinstance(encode, Mixed)
+        each.append(macs_per_image(found, *batch()))
+    assert each[0] < each[1] < each[2] and each[3] == pytest.approx(sum(each[:3]) / 3)
 
 
 def test_counting_leaves_the_distiller_as_it_is() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
+import sys
 from types import ModuleType
 
 import pytest
@@ -12,10 +14,12 @@ import torch
 from torch import Tensor
 
 from small import student
-from spikelet.encode import Direct, Latency, Poisson, repeat
+from spikelet.distill import Distiller
+from spikelet.encode import Direct, Latency, Mixed, Poisson, repeat
 from spikelet.errors import UserError
 from spikelet.execute import bptt, rate
 from spikelet.recipe import ENCODERS, build
+from spikelet.terms import CrossEntropy, StepEnsemble
 
 MEAN, STD = (0.4, 0.5), (0.25, 0.3)
 TABLE = [
@@ -24,6 +28,7 @@ TABLE = [
     ("poisson", {"normalised": True, "mean": MEAN, "std": STD}),
     ("latency", {}),
     ("latency", {"mapping": "log", "mean": [0.5], "std": [0.25]}),
+    ("mixed", {"least": 2}),
 ]
 
 
@@ -59,7 +64,7 @@ def test_every_encoder(name: str, fields: dict, steps: int, dtype: torch.dtype) 
     assert torch.equal(copy.deepcopy(encode)(images), x)
     assert torch.equal(images, before)
     assert torch.equal(torch.get_rng_state(), state)
-    if name != "direct" and not fields.get("normalised"):
+    if name not in ("direct", "mixed") and not fields.get("normalised"):
         assert set(x.unique().tolist()) <= {0.0, 1.0}
     again = {"kind": name, **dataclasses.asdict(encode)}
     assert build("encode", again, ENCODERS) == encode
@@ -187,6 +192,62 @@ def test_latency_of_spikingjelly(mapping: str) -> None:
     assert torch.equal(Latency(10, mapping)(values), wanted)
 
 
+# ---- mixed steps -------------------------------------------------------------------------------
+
+
+def test_every_number_of_steps_is_drawn_as_often() -> None:
+    made, generator = Mixed(4, least=2), torch.Generator().manual_seed(0)
+    drawn = [len(made(pictures(), generator)) for _ in range(600)]
+    for steps in (2, 3, 4):
+        assert abs(drawn.count(steps) - 200) < 50, steps  # 4 deviations of a binomial
+    assert set(drawn) == {2, 3, 4} and len(made(pictures())) == 4
+
+
+def test_a_training_sees_all_numbers_of_steps_and_an_evaluation_the_largest() -> None:
+    seen: list[int] = []
+
+    def execute(net, x, taps=()):
+        seen.append(len(x))
+        return rate(net, x, taps)
+
+    x = pictures(4).double()
+    terms = {"labels": CrossEntropy()}
+    trained = Distiller(student(), terms=terms, execute=execute, encode=Mixed(3), example=x)
+    assert set(seen) == {3}  # what terms are bound to is no batch
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        loss, _ = trained(x, torch.zeros(4, dtype=torch.int64), generator=generator)
+        loss.backward()
+    assert set(seen[1:]) == {1, 2, 3}
+
+
+def test_processes_draw_one_number_of_steps_and_noise_of_their_own(monkeypatch) -> None:
+    """What a process draws is the common stream's where all must agree."""
+    module = sys.modules["spikelet.distill"]
+    monkeypatch.setattr(module, "processes", lambda: 2)
+    x, found = pictures(4).double(), {}
+    terms = {"labels": CrossEntropy()}
+    for encode in (Mixed(16), Poisson(4)):
+        made = Distiller(student(), terms=terms, encode=encode, example=x)
+        for rank in (0, 1):
+            monkeypatch.setattr(module, "rank", lambda rank=rank: rank)
+            generator = torch.Generator().manual_seed(3)
+            found[type(encode), rank] = [made._encoded(x.abs(), generator) for _ in range(8)]
+    same = [len(each) for each in found[Mixed, 0]]
+    assert same == [len(each) for each in found[Mixed, 1]] and len(set(same)) > 1
+    assert not torch.equal(*(found[Poisson, rank][0] for rank in (0, 1)))
+
+
+def test_a_term_that_compares_steps_needs_them_in_every_batch() -> None:
+    windows = functools.partial(rate, windows=4)
+    made = functools.partial(Distiller, student(), terms={"steps": StepEnsemble()}, execute=windows)
+    made(encode=Direct(4), example=pictures(4).double())
+    with pytest.raises(UserError, match="do not divide all of the 2 to 4 steps"):
+        made(encode=Mixed(4, least=2), example=pictures(4).double())
+    with pytest.raises(UserError, match="compares single"):
+        made(encode=Mixed(4, least=2), example=pictures(4).double(), execute=rate)
+
+
 # ---- arguments ---------------------------------------------------------------------------------
 
 
@@ -196,6 +257,8 @@ def test_latency_of_spikingjelly(mapping: str) -> None:
         (lambda: Direct(0)(pictures()), "steps = 0"),
         (lambda: Poisson(0), "steps = 0"),
         (lambda: Latency(-1), "steps = -1"),
+        (lambda: Mixed(4, least=0), "least = 0"),
+        (lambda: Mixed(4, least=5)(pictures(), torch.Generator()), "no more than the 4 steps"),
         (lambda: Poisson(4, gain=0.0), "gain = 0"),
         (lambda: Latency(4, gain=-1.0), "gain = -1"),
         (lambda: Latency(4, "linaer"), "linear"),

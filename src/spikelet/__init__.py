@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spikelet.distill import Distiller as Distiller
     from spikelet.encode import Direct as Direct
     from spikelet.encode import Latency as Latency
+    from spikelet.encode import Mixed as Mixed
     from spikelet.encode import Poisson as Poisson
     from spikelet.encode import repeat as repeat
     from spikelet.errors import UserError as UserError
@@ -62,6 +63,7 @@ _PUBLIC = {
     "Direct": "spikelet.encode:Direct",
     "Poisson": "spikelet.encode:Poisson",
     "Latency": "spikelet.encode:Latency",
+    "Mixed": "spikelet.encode:Mixed",
     "Distiller": "spikelet.distill:Distiller",
     "CrossEntropy": "spikelet.terms:CrossEntropy",
     "Logits": "spikelet.terms:Logits",

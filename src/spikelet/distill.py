@@ -121,7 +121,15 @@ class Distiller(nn.Module):
         return self._frozen[0] if self._frozen else self.joint
 
     def _check_terms(self, example: Tensor) -> None:
-        available = gives(self.execute, len(self._encoded(example[:1], None)))
+        lengths = getattr(self.encode, "lengths", None)  # every T that an encoder may draw
+        steps = min(lengths) if lengths else len(self._encoded(example[:1], None))
+        available = gives(self.execute, steps)
+        windows = getattr(self.execute, "keywords", {}).get("windows", 1)
+        if lengths and any(each % windows for each in lengths):
+            what = (
+                f"they do not divide all of the {lengths[0]} to {lengths[-1]} steps of the encoder"
+            )
+            raise UserError(f"windows = {windows}", what, "use one window, or direct encoding")
         if not self.terms:
             raise UserError("terms = {}", "there is nothing to learn from", "pass a term")
         for name, term in self.terms.items():
@@ -176,7 +184,8 @@ class Distiller(nn.Module):
     def _encoded(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.draws:
             encode: Callable[..., Tensor] = self.encode
-            return encode(images, generator=_own(generator))
+            common = getattr(encode, "common", False)
+            return encode(images, generator=generator if common else _own(generator))
         return self.encode(images)
 
     def _shown(self, labels: Tensor | None, generator: torch.Generator | None) -> Tensor | None:

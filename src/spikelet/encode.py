@@ -8,7 +8,7 @@ are; the others undo that first, since spikes stand for intensities between 0 an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,51 @@ class Direct:
     def images_left(self, progress: float) -> float:
         """The share of steps that show an image when this much of the training is done."""
         return max(0.0, 1 - progress / self.sliding) if self.sliding else 0.0
+
+
+@final
+@dataclass(frozen=True)
+class Mixed:
+    """Direct encoding of as many steps as are drawn for each batch, so that one student serves all.
+
+    Mixed time-step training (Du et al., ICLR 2025, arXiv 2503.17394) with one T for the whole
+    network, uniform in `least` to `steps`, where the paper draws one for each of its stages.
+    Without a generator, as in an evaluation, there are always `steps`.
+
+    Args:
+        steps: the largest T.
+        least: the smallest T that is drawn.
+    """
+
+    steps: int = 4
+    least: int = 1
+    common: ClassVar[bool] = True
+    """Whether processes that share a batch must draw the same."""
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+        if self.least < 1:
+            raise UserError(f"least = {self.least}", "expected at least 1 step", "raise it")
+
+    @property
+    def lengths(self) -> range:
+        """Every T that may be drawn.
+
+        Raises:
+            UserError: if `least` is more than `steps`.
+        """
+        if self.least > self.steps:
+            what = f"expected no more than the {self.steps} steps of the student"
+            raise UserError(f"least = {self.least}", what, "lower it, or raise the steps")
+        return range(self.least, self.steps + 1)
+
+    def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
+        """Images "B ..." to a view "T B ...", frames "B F C H W" to "T B C H W"."""
+        if generator is None:
+            return repeat(images, self.steps)
+        lengths, device = self.lengths, generator.device
+        drawn = torch.randint(len(lengths), (), generator=generator, device=device)
+        return repeat(images, lengths[int(drawn)])
 
 
 def intensity(images: Tensor, mean: Channels, std: Channels, gain: float = 1.0) -> Tensor:

@@ -41,6 +41,7 @@ ENCODERS: Table = {
     "direct": "spikelet.encode:Direct",
     "poisson": "spikelet.encode:Poisson",
     "latency": "spikelet.encode:Latency",
+    "mixed": "spikelet.encode:Mixed",
 }
 DATA: Table = {
     "digits": "spikelet.data:digits",

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spikelet.data import Batches
 from spikelet.distill import Distiller
-from spikelet.encode import still
+from spikelet.encode import Direct, still
 from spikelet.recipe import Training
 from spikelet.train.schedule import optimiser
 
@@ -85,7 +85,14 @@ def _now(device: torch.device) -> float:
 
 
 def macs_per_image(distiller: Distiller, images: Tensor, labels: Tensor) -> float:
-    """Multiply-accumulates of one training step, forward and backward, for one of its images."""
+    """Multiply-accumulates of one training step, forward and backward, for one of its images.
+
+    Where the encoder draws how many steps there are, the mean over all that it may draw.
+    """
+    lengths = getattr(distiller.encode, "lengths", None)
+    if lengths:
+        each = [distiller_of(distiller, steps) for steps in lengths]
+        return statistics.fmean(macs_per_image(one, images, labels) for one in each)
     counted = plainly(distiller).train()
     images, labels = images[:COUNTED], labels[:COUNTED]
     generator = torch.Generator().manual_seed(0)
@@ -93,6 +100,13 @@ def macs_per_image(distiller: Distiller, images: Tensor, labels: Tensor) -> floa
         loss, _ = counted(images, labels, progress=0.0, generator=generator)
         loss.backward()
     return counter.get_total_flops() / 2 / len(images)
+
+
+def distiller_of(distiller: Distiller, steps: int) -> Distiller:
+    """A copy that shows images for this many steps."""
+    found = copy.deepcopy(distiller)
+    found.encode, found.draws = Direct(steps), False
+    return found
 
 
 def plainly(distiller: Distiller) -> Distiller:
