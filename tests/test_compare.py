@@ -31,7 +31,7 @@ from spikelet.cli import main
 from spikelet.compare import CONTROLS, TUNING_SEED, Cell, Grid, compare, work
 from spikelet.compare.grid import recipe_of, stored_grid
 from spikelet.compare.notes import notes
-from spikelet.compare.table import kind, mean_rows, seed_rows
+from spikelet.compare.table import mean_rows, seed_rows
 from spikelet.compare.tune import candidates, chosen, learning_rates, multipliers
 from spikelet.compare.work import Job
 from spikelet.compare.write import findings, over_seeds
@@ -44,6 +44,7 @@ from spikelet.terms import Step, Term
 from spikelet.train import Interrupted, read_recipe
 from spikelet.train.job import teach
 from spikelet.train.load import load
+from spikelet.train.running import kind
 from test_report import Reader
 
 QUIET = Console(quiet=True)

@@ -168,8 +168,8 @@ def test_what_cannot_begin_late_says_so() -> None:
         with pytest.raises(UserError, match="delay"):
             IF(delay=wrong)  # type: ignore[arg-type]
     net, x = network(1), repeat(currents(2, 3, 8, 8), STEPS)
-    with pytest.raises(UserError, match=r"windows = 2.*delay"):
+    with pytest.raises(UserError, match=r"windows = 2.*begin 1 step late"):
         rate(net, x, windows=2)
     freeze_norms(net)
-    with pytest.raises(UserError, match=r"order.*delay"):
+    with pytest.raises(UserError, match=r"order.*begin 1 step late"):
         partial(rate, order="time")(net, x)

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spikelet.data import Dataset, normalise
 from spikelet.encode import Poisson
 from spikelet.errors import UserError
-from spikelet.execute import bptt
+from spikelet.execute import bptt, rate
 from spikelet.measure import evaluating
 from spikelet.norm import estimate_norms
 from spikelet.quantise import quantised
@@ -25,7 +26,13 @@ from spikelet.recipe import Recipe, Training, default_recipe
 from spikelet.train import load, prepare
 from spikelet.train.job import distill, load_data, teach
 from spikelet.train.load import teacher
-from spikelet.train.prepare import ESTIMATING, calibration, training_batches
+from spikelet.train.prepare import (
+    ESTIMATING,
+    calibration,
+    estimated,
+    make_student,
+    training_batches,
+)
 from spikelet.train.rows import measured
 from spikelet.train.running import encoder, encoding
 
@@ -222,6 +229,66 @@ def test_a_finished_run_without_weights_is_not_resumed(
     (out / "results.json").unlink()
     run(taught, out, dataset, recipe(), resume=True)
     assert load(out).kind == "student"
+
+
+def told(taught: Path, out: Path, dataset: Dataset, mine: Recipe) -> str:
+    """What a run says while it is made."""
+    said = io.StringIO()
+    mine = dataclasses.replace(mine, teacher={"run": str(taught)})
+    distill(mine, out, console=Console(file=said, width=1000), device="cpu", dataset=dataset)
+    return said.getvalue()
+
+
+def test_a_student_without_spikes_or_with_late_ones_is_told(
+    taught: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    levels, late = {"kind": "quantised"}, {"kind": "IF", "delay": 1}
+    plain = told(taught, tmp_path / "a", dataset, recipe(execute=levels))
+    assert "this student has no spikes" in plain and "--neuron.delay 1" in plain
+    mine = recipe(execute=levels, neuron=late)
+    said = told(taught, tmp_path / "b", dataset, mine)
+    assert "has no spikes" not in said and "trained to answer at T = 2" in said
+    mine = dataclasses.replace(mine, encode={"kind": "mixed"})
+    assert "begin late" not in told(taught, tmp_path / "c", dataset, mine)
+    assert "no spikes" not in told(taught, tmp_path / "d", dataset, recipe("qann"))
+
+
+def test_a_training_that_spoils_the_conversion_is_told(
+    taught: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    """At a rate far too high it ends where it would by guessing."""
+    training = Training(epochs=1, batch=50, optimiser="sgd", learning_rate=100.0)
+    spoilt = told(taught, tmp_path / "a", dataset, recipe(training=training))
+    assert "its conversion without training" in spoilt and "--learning-rate" in spoilt
+    training = dataclasses.replace(training, learning_rate=1e-9)
+    mine = recipe(training=training, norm="settled")
+    assert "its conversion" not in told(taught, tmp_path / "b", dataset, mine)
+
+
+@pytest.mark.parametrize("execute", ["rate", "quantised"])
+def test_norms_settle_where_training_would_spoil_the_conversion(
+    taught: Path, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, execute: str
+) -> None:
+    """Told what is spoilt, it keeps the converted function in training, or goes by the batch."""
+    mine = recipe(execute={"kind": execute}, teacher={"run": str(taught)}, estimate=300)
+    teacher, images = load(taught), calibration(dataset, 300, 0, torch.device("cpu"))
+    start, _ = make_student(dataclasses.replace(mine, norm="train"), dataset, teacher, images)
+    x = images[:100].expand(2, *images[:100].shape)
+    run = quantised if execute == "quantised" else rate
+    values = dict(start.eval().state_dict())
+    for spoilt, norm in ((math.inf, "train"), (0.0, "settled")):
+        monkeypatch.setattr(prepare, "SPOILT", spoilt)
+        student, description = make_student(mine, dataset, teacher, images)
+        assert description["norm"] == norm
+        same = all(torch.equal(value, values[n]) for n, value in student.state_dict().items())
+        assert same == (norm == "train")
+        expected = run(start, x).mean_logits
+        torch.testing.assert_close(run(student.eval(), x).mean_logits, expected, atol=1e-4, rtol=0)
+        estimated(mine, dataset, student)(training_batches(mine, dataset, torch.device("cpu")))
+        gap = (run(student.eval(), x).mean_logits - expected).abs().mean()
+        assert gap < 2e-3 if norm == "settled" else gap > 2e-2
+    scratch = dataclasses.replace(mine, start="scratch")
+    assert make_student(scratch, dataset, teacher, images)[1]["norm"] == "train"
 
 
 def test_a_teacher_that_guesses_is_told(tmp_path: Path, dataset: Dataset) -> None:

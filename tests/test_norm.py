@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from spikelet.convert import convert, settle_norms
+from spikelet.convert import convert
 from spikelet.encode import repeat
 from spikelet.execute import bptt, rate
-from spikelet.norm import FrozenNorm, estimate_norms, freeze_norms, settle
+from spikelet.norm import FrozenNorm, estimate_norms, freeze_norms, settle, settle_norms
 
 STEPS = 3
 
@@ -68,7 +68,7 @@ def test_settled_norm_has_the_input_s_statistics_and_the_same_function() -> None
 def test_settled_student_starts_training_where_it_was_calibrated() -> None:
     net, images = student()
     before = bptt(net.eval(), repeat(images, STEPS)).logits
-    settle_norms(net, images, STEPS)
+    settle_norms(net, lambda: bptt(net, repeat(images, STEPS)))
     torch.testing.assert_close(bptt(net, repeat(images, STEPS)).logits, before, atol=1e-4, rtol=0)
     trained = rate(net.train(), repeat(images, STEPS)).logits
     torch.testing.assert_close(trained, before, atol=1e-4, rtol=0)

@@ -22,7 +22,7 @@ from spikelet.encode import repeat, still
 from spikelet.errors import UserError
 from spikelet.graph import IN_PLACE, capture, is_activation, is_max_pool, plain, walk
 from spikelet.neuron import IF, Neuron, duplicate, per_channel
-from spikelet.norm import FrozenNorm, settle
+from spikelet.norm import FrozenNorm
 
 CANDIDATES = 25
 EXAMPLES = 64
@@ -304,26 +304,6 @@ def correct(student: fx.GraphModule, images: Tensor, steps: int, means: dict[str
         return fold(function(currents + per_channel(shift, currents[0])))
 
     walk(student, _repeated(images, steps), rule)
-
-
-def settle_norms(student: fx.GraphModule, images: Tensor, steps: int) -> None:
-    """Batch norms take the statistics of the spiking currents; the student computes the same.
-
-    Args:
-        student: a network in eval mode, as `convert` makes it.
-        images: normalised images "B C H W".
-        steps: T.
-    """
-
-    def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
-        if isinstance(function, Neuron):
-            return fold(function(unfold(args[0], steps)))
-        if isinstance(function, _BatchNorm):
-            settle(function, args[0])
-        return plain(node, function, args, kwargs)
-
-    with torch.no_grad():
-        walk(student, _repeated(images, steps), rule)
 
 
 def _repeated(images: Tensor, steps: int) -> Tensor:

@@ -132,6 +132,9 @@ class Distiller(nn.Module):
             raise UserError(f"windows = {windows}", what, "use one window, or direct encoding")
         if not self.terms:
             raise UserError("terms = {}", "there is nothing to learn from", "pass a term")
+        if all(getattr(term, "fade", 0) for term in self.terms.values()):
+            what = "every term fades, so that at the end of the training there is no loss"
+            raise UserError(f"terms = {', '.join(self.terms)}", what, "set the fade of one to 0")
         for name, term in self.terms.items():
             if not isinstance(term, Term):
                 raise UserError(
@@ -148,10 +151,13 @@ class Distiller(nn.Module):
             if term.taught and self.teacher is None:
                 raise UserError("teacher = None", f"term {name!r} needs a teacher", "pass one")
             if RANK[term.time] > RANK[available]:
+                way = getattr(self.execute, "func", self.execute)
+                fix = "use execute=bptt, or the term's form on the mean"
                 raise UserError(
                     f"terms[{name!r}]",
-                    f"it compares single {term.time}, of which `rate` has the mean's gradient only",
-                    "use execute=bptt, more windows of `rate`, or the term's form on the mean",
+                    f"it compares single {term.time}, of which `{getattr(way, '__name__', way)}` "
+                    "has the mean's gradient only",
+                    fix.replace(",", ", more windows of `rate`,") if way is rate else fix,
                 )
 
     def _bind(self, example: Tensor, shown: Tensor | None) -> Binding:

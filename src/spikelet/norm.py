@@ -59,6 +59,25 @@ def settle(norm: _BatchNorm, x: Tensor) -> None:
     norm.running_var.copy_(variance)
 
 
+def settle_norms(net: nn.Module, run: Callable[[], Any]) -> None:
+    """Batch norms take the statistics of what they see in a run of `net`, which computes the same.
+
+    Args:
+        net: a network in eval mode.
+        run: runs it as it is run in training, on such images as it is then shown.
+    """
+    handles = [
+        norm.register_forward_pre_hook(lambda norm, seen: settle(norm, seen[0]))
+        for norm in tracking(net)
+    ]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def freeze_norms(net: nn.Module) -> nn.Module:
     """The network itself, with every batch norm that tracks statistics made a `FrozenNorm`."""
     for path, module in list(net.named_modules()):

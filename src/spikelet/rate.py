@@ -265,7 +265,8 @@ def refuse_recurrent(neuron: Neuron) -> None:
 def refuse_late(neuron: Neuron, argument: str, fix: str) -> None:
     """Raises for a neuron that begins late where steps are taken as they come."""
     if neuron.delay:
-        what = f"its neurons answer at once, these begin {neuron.delay} steps late (delay)"
+        late = "1 step" if neuron.delay == 1 else f"{neuron.delay} steps"
+        what = f"expected neurons that answer at once, those of this network begin {late} late"
         raise UserError(argument, what, fix)
 
 

@@ -14,7 +14,7 @@ from spikelet.errors import UserError
 from spikelet.recipe import Recipe
 from spikelet.report import comparison
 from spikelet.train import read_recipe
-from spikelet.train.running import spiking
+from spikelet.train.running import kind
 from spikelet.train.stored import RESULTS_FILE, damaged, stored_object
 
 Row = dict[str, Any]
@@ -50,17 +50,6 @@ def _row(job: Job) -> Row:
     none = dict.fromkeys(("difference", "low", "high", "pairs", "verdict"))
     common = {key: mine[key] for key in kept}
     return {**common, "kind": kind(recipe), **none, **costs, "run": str(job.folder)}
-
-
-def kind(recipe: Recipe) -> str:
-    """What a method's network is: "snn" or "quantised ann" (it has no spikes).
-
-    Before "snn" stands "signed" if spikes may be negative, "delayed" if layers begin late.
-    """
-    if not spiking(recipe):
-        return "quantised ann"
-    words = {"delayed": recipe.neuron.get("delay"), "signed": recipe.neuron.get("signed")}
-    return " ".join([*(word for word, said in words.items() if said), "snn"])
 
 
 def mean_rows(rows: Sequence[Row]) -> list[Row]:

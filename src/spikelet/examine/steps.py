@@ -23,6 +23,7 @@ from spikelet.measure.early import early_exit
 from spikelet.train.load import ANN, teacher
 from spikelet.train.prepare import calibration
 from spikelet.train.rows import LEARNED, control_rows, evaluation, learning, row
+from spikelet.train.running import kind
 
 Answers = dict[int, Tensor]
 
@@ -76,7 +77,8 @@ def _own(subject: Subject, found: Mapping[str, Mapping[str, Any]]) -> list[dict[
         return [row(ANN, None, points[0]["accuracy"], recipe.seed, kind="ann")]
     if recipe.method == "convert":
         return []
-    return [row(recipe.method, each["steps"], each["accuracy"], recipe.seed) for each in points]
+    known = {"kind": kind(recipe)}
+    return [row(recipe.method, p["steps"], p["accuracy"], recipe.seed, **known) for p in points]
 
 
 def _answers(subject: Subject, seen: Seen) -> Answers:

@@ -123,7 +123,8 @@ class Recipe:
 
     `norm` says what batch norms do in training: "train" uses the batch's statistics, "settled"
     does so from a start that computes what conversion calibrated, "frozen" keeps the teacher's;
-    "auto" is "frozen" for signed spikes, else "train".
+    "auto" is "frozen" for signed spikes, "settled" where the batch's statistics would spoil the
+    conversion, else "train".
 
     `estimate` augmented training images give norms that train their statistics anew before each
     measurement; with 0 those are the running average of training. `joint` trains an ANN teacher
@@ -182,11 +183,9 @@ class Recipe:
             import_path(argument, kind_of(argument, spec), table)
 
     @property
-    def norm_kind(self) -> Literal["train", "settled", "frozen"]:
-        """What "auto" comes to (measured: docs/log.md)."""
-        if self.norm == "auto":
-            return "frozen" if self.neuron.get("signed") else "train"
-        return self.norm
+    def norm_kind(self) -> Literal["auto", "train", "settled", "frozen"]:
+        """What "auto" comes to as far as the recipe alone decides (measured: docs/log.md)."""
+        return "frozen" if self.norm == "auto" and self.neuron.get("signed") else self.norm
 
     def to_json(self) -> str:
         """The recipe as readable JSON; `from_json` gives an equal one back."""

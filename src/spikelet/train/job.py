@@ -56,7 +56,7 @@ from spikelet.train.rows import (
 from spikelet.train.run import SCHEMA, card, digest, identity, write_json
 from spikelet.train.running import encoder, runner, spiking
 from spikelet.train.stored import DESCRIPTIONS, RESULTS_FILE, stored_accuracy
-from spikelet.train.told import announce, begin_anew, doubt
+from spikelet.train.told import announce, begin_anew, doubt, warn, worsened
 
 HEALTH_IMAGES = 250
 BEST_FILE = "selected.safetensors"
@@ -158,6 +158,7 @@ def distill(
             write_json(place.out / "teacher.json", teacher.description)
         more: dict[str, Any] = {}
         if recipe.method != "convert":
+            warn(recipe, place)
             estimate = estimated(recipe, dataset, student)
             more = _train(recipe, place, dataset, distiller, score, layers, estimate)
             if teacher.kind == ANN and sees(teacher, dataset):
@@ -177,6 +178,7 @@ def distill(
             rows += student_rows(recipe, dataset, student, steps, place.device)
         rows[-1].update(more)
         doubt(rows[0], dataset, place)
+        worsened(rows, recipe, dataset, place)
         lineage = dict(teacher.description)
         if place.writes:
             lineage["sha256"] = digest(place.out / TEACHER_FILE)

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from spikelet.convert import convert, settle_norms
+from spikelet.convert import convert
 from spikelet.data import Batches, Dataset, normalise
 from spikelet.data.paired import Paired
 from spikelet.distill import Distiller
 from spikelet.errors import UserError
+from spikelet.execute import bptt
 from spikelet.graph import shapes
-from spikelet.norm import estimate_norms, freeze_norms
+from spikelet.norm import estimate_norms, freeze_norms, settle_norms, tracking
 from spikelet.processes import processes, rank
+from spikelet.quantise import quantised
 from spikelet.recipe import AUGMENTS, EXECUTES, NEURONS, TERMS, Recipe, build
 from spikelet.stepwise import require_fixed_norms
 from spikelet.terms import Term
 from spikelet.train.crossed import IMAGES, beginning, crossing
 from spikelet.train.load import ANN, SNN, Loaded, architecture, assemble, describe, load
-from spikelet.train.running import encoder, encoding, trainer
+from spikelet.train.running import by_levels, encoder, encoding, trainer
 
 ZOO_CLASSES = 1000
 EXAMPLES = 64
 ROOM = 2**27  # values of the largest tensor while statistics are estimated: 512 MiB in fp32
 ESTIMATING = -1  # an epoch that training never sees
+SPOILT = 1.25  # times the cross entropy of the conversion
 
 
 def calibration(dataset: Dataset, count: int, seed: int, device: torch.device) -> Tensor:
@@ -43,11 +48,17 @@ def _drawn(dataset: Dataset, count: int, seed: int) -> Tensor:
     return torch.randperm(len(dataset.train), generator=generator)[: max(count, 2)]
 
 
-def training_batches(recipe: Recipe, dataset: Dataset, device: torch.device) -> Batches:
-    """The training data in augmented batches, by the recipe's seed."""
+def training_batches(
+    recipe: Recipe, dataset: Dataset, device: torch.device, shared: bool = True
+) -> Batches:
+    """The training data in augmented batches, by the recipe's seed.
+
+    Of a batch that is `shared` it is what this process has to do.
+    """
     specs = [dict(spec) for spec in dataset.augment] if recipe.augment is None else recipe.augment
     augment = [build(f"augment.{i}", spec, AUGMENTS) for i, spec in enumerate(specs)]
-    batch, shard = recipe.training.batch * processes(), (rank(), processes())
+    batch = recipe.training.batch * processes()
+    shard = (rank(), processes()) if shared else (0, 1)
     seed = recipe.seed
     return Batches(dataset.train, dataset, batch, augment, seed, device, shard=shard)
 
@@ -134,11 +145,42 @@ def make_student(
         source = assemble(description | {"seed": recipe.seed}).to(images.device)
     calibrate = images if recipe.start == "converted" else None
     student = convert(source, neuron, steps=recipe.steps, calibrate=calibrate)
-    if recipe.norm_kind == "frozen":
+    norm = recipe.norm_kind
+    if norm in ("auto", "settled"):
+        own = norm == "settled" or (recipe.start == "converted" and recipe.model is None)
+        norm = _settled(recipe, dataset, student, images.device) if own else "train"
+    elif norm == "frozen":
         freeze_norms(student)
-    elif recipe.norm_kind == "settled":
-        settle_norms(student.eval(), images, recipe.steps)
-    return student, description | {"neuron": recipe.neuron, "norm": recipe.norm_kind}
+    return student, description | {"neuron": recipe.neuron, "norm": norm}
+
+
+def _settled(
+    recipe: Recipe, dataset: Dataset, student: nn.Module, device: torch.device
+) -> Literal["train", "settled"]:
+    """Settles a converted student's norms: always if told so, else where training needs it.
+
+    It does where the statistics that training goes by would spoil the conversion: with them the
+    cross entropy of augmented training images is more than SPOILT times what it was.
+    """
+    if not tracking(student):
+        return "train"
+    encode = encoder(recipe, dataset.mean, dataset.std)
+    batches = training_batches(recipe, dataset, device, shared=False)
+    images, labels = _large(recipe, dataset, student, batches)
+    x, run = encode(images, recipe.steps), quantised if by_levels(recipe) else bptt
+
+    def loss(net: nn.Module) -> float:
+        with torch.no_grad():
+            return float(F.cross_entropy(run(net, x).mean_logits.float(), labels))
+
+    student.eval()
+    if recipe.norm == "auto":
+        other = copy.deepcopy(student)
+        estimate_norms(other, [x], run)
+        if loss(other) <= SPOILT * loss(student):
+            return "train"
+    settle_norms(student, lambda: run(student, x))
+    return "settled"
 
 
 def estimated(recipe: Recipe, dataset: Dataset, student: nn.Module) -> Callable[[Batches], None]:
@@ -155,14 +197,22 @@ def estimated(recipe: Recipe, dataset: Dataset, student: nn.Module) -> Callable[
 
     def estimate(batches: Batches) -> None:
         if recipe.estimate and recipe.norm_kind != "frozen":
-            drawn = batches.epoch(ESTIMATING)
-            images, _ = next(drawn)
-            example = encode(images[:1], recipe.steps)
-            count = min(recipe.estimate, _roomy(student, example)) // batches.batch
-            more = [each for each, _ in itertools.islice(drawn, max(count - 1, 0))]
-            estimate_norms(student, [torch.cat([images, *more])], run)
+            images, _ = _large(recipe, dataset, student, batches)
+            estimate_norms(student, [images], run)
 
     return estimate
+
+
+def _large(
+    recipe: Recipe, dataset: Dataset, student: nn.Module, batches: Batches
+) -> tuple[Tensor, Tensor]:
+    """Augmented training images and labels in one batch: `estimate`, or as there is room for."""
+    drawn = batches.epoch(ESTIMATING)
+    images, labels = next(drawn)
+    example = encoder(recipe, dataset.mean, dataset.std)(images[:1], recipe.steps)
+    count = min(recipe.estimate, _roomy(student, example)) // batches.batch
+    more = list(itertools.islice(drawn, max(count - 1, 0)))
+    return torch.cat([images, *(i for i, _ in more)]), torch.cat([labels, *(y for _, y in more)])
 
 
 def _roomy(student: nn.Module, example: Tensor) -> int:

@@ -16,7 +16,7 @@ from spikelet.processes import processes, rank
 from spikelet.recipe import NEURONS, Recipe, build
 from spikelet.train.crossed import images_of, sees
 from spikelet.train.load import SNN, Loaded
-from spikelet.train.running import encoder, runner, spiking, spiking_runner
+from spikelet.train.running import encoder, kind, runner, spiking, spiking_runner
 
 EVALUATION_BATCH, ACCELERATED_BATCH = 250, 1000
 GIVEN, LEARNED = "given, before joint training", "after joint training"
@@ -146,4 +146,4 @@ def student_rows(
     batches = evaluation(dataset.test, dataset, device)
     encode = encoder(recipe, dataset.mean, dataset.std)
     found = accuracy_over_steps(student, batches, wanted, runner(recipe), encode)
-    return [row(recipe.method, t, found[t], recipe.seed) for t in wanted]
+    return [row(recipe.method, t, found[t], recipe.seed, kind=kind(recipe)) for t in wanted]

@@ -56,6 +56,17 @@ def spiking(recipe: Recipe) -> bool:
     return not by_levels(recipe) or (waits and recipe.method != "qann")
 
 
+def kind(recipe: Recipe) -> str:
+    """What a recipe's student is: "snn" or "quantised ann" (it has no spikes).
+
+    Before "snn" stands "signed" if spikes may be negative, "delayed" if layers begin late.
+    """
+    if not spiking(recipe):
+        return "quantised ann"
+    words = {"delayed": recipe.neuron.get("delay"), "signed": recipe.neuron.get("signed")}
+    return " ".join([*(word for word, said in words.items() if said), "snn"])
+
+
 def spiking_runner(recipe: Recipe) -> Execute:
     """How a spiking network of a recipe is measured."""
     ways: dict[str | None, Execute] = {"rate": rate, "bptt": bptt}

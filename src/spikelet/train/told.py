@@ -1,8 +1,9 @@
-"""What a run says besides its epochs: what begins, what was lost, and a teacher that guesses."""
+"""What a run says besides its epochs: what begins, what was lost, and what came out poor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from spikelet.recipe import Recipe
 from spikelet.train.load import ANN
 from spikelet.train.place import CHECKPOINT, Place
 from spikelet.train.run import read_json
+from spikelet.train.running import spiking
 
 HARDLY = 1.5  # times chance: a teacher below it has nothing to teach
 
@@ -43,6 +45,39 @@ def doubt(teacher: Mapping[str, Any], dataset: Dataset, place: Place) -> None:
         place.tell(
             f"the teacher answers {teacher['accuracy']:.1%} of the test images rightly, where "
             f"guessing among {len(dataset.classes)} classes answers {chance:.1%}: train it longer"
+        )
+
+
+def worsened(
+    rows: Sequence[Mapping[str, Any]], recipe: Recipe, dataset: Dataset, place: Place
+) -> None:
+    """Says so where training has made the converted network worse, beyond two standard errors."""
+    at = {row["method"]: row["accuracy"] for row in rows if row["steps"] == recipe.steps}
+    mine, plain = at.get(recipe.method), at.get("convert")
+    if recipe.method == "convert" or mine is None or plain is None or not place.writes:
+        return
+    error = math.sqrt((mine * (1 - mine) + plain * (1 - plain)) / len(dataset.test))
+    if recipe.start == "converted" and mine < plain - 2 * error:
+        place.tell(
+            f"the student answers {mine:.1%} of the test images rightly, its conversion without "
+            f"training {plain:.1%}: train it longer, or take a lower --learning-rate"
+        )
+
+
+def warn(recipe: Recipe, place: Place) -> None:
+    """Says so where a student has no spikes, and where it answers at a single T."""
+    if not place.writes or recipe.method == "qann":
+        return
+    if not spiking(recipe):
+        need = max(recipe.steps - 1, 1)
+        place.tell(
+            "this student has no spikes: `quantised` trains it with the levels that T steps can "
+            f"count, and so it answers; --neuron.delay {need} makes it spike as it was trained"
+        )
+    elif recipe.neuron.get("delay") and recipe.steps > 1 and recipe.encode.get("kind") != "mixed":
+        place.tell(
+            f"its layers begin late: it is trained to answer at T = {recipe.steps}, and at fewer "
+            "steps it is another network; --encode mixed trains all of them"
         )
 
 
