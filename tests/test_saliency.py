@@ -106,9 +106,14 @@ def test_maps_leave_no_gradients_behind() -> None:
     assert not found.requires_grad and all(p.grad is None for p in net.parameters())
 
 
-def test_an_answer_without_derivative_is_refused() -> None:
-    net, (x, classes) = student("residual").eval(), pictures()
-    drawn = lambda images: bptt(net, Poisson(4)(images).double()).mean_logits.detach()  # noqa: E731
+@pytest.mark.parametrize("by_weights", [True, False])
+def test_an_answer_without_derivative_is_refused(by_weights: bool) -> None:
+    """Also where it has one by the weights, which do not matter here."""
+    net, (x, classes) = student("residual").eval().requires_grad_(by_weights), pictures()
+
+    def drawn(images: Tensor) -> Tensor:
+        return bptt(net, Poisson(4)(images).double()).mean_logits
+
     with pytest.raises(UserError, match="no derivative"):
         input_gradients(drawn, x, classes)
 

@@ -63,10 +63,13 @@ def _gradient(answer: Answer, images: Tensor, classes: Tensor) -> Tensor:
     with torch.enable_grad():
         seen = images.detach().clone().requires_grad_()
         chosen = answer(seen).gather(1, classes.unsqueeze(1)).sum()
-        if not chosen.requires_grad:
+        found: Tensor | None = None
+        if chosen.requires_grad:  # it may by the weights alone
+            (found,) = torch.autograd.grad(chosen, seen, allow_unused=True)
+        if found is None:
             what = "the answer has no derivative by the image"
             raise UserError("saliency", what, "take a network that sees the image itself (direct)")
-        return torch.autograd.grad(chosen, seen)[0]
+        return found
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
