@@ -66,7 +66,8 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
     if options.model is not None:
         model = model_spec(options.model, options.width, data["kind"])
     elif options.width is not None and "run" in teacher:
-        raise UserError("--width", "the student is made from the teacher's run", "add --model")
+        what = "without --model the student has the width of its teacher's run"
+        raise UserError("--width", what, "add --model small-cnn or another, or leave it out")
     given = [*leaves_of(options), *leaves]
     ways = {leaf.path for leaf in given if leaf.path.startswith("execute.")} - {"execute.fuse"}
     known = {} if ways or options.steps is None else {"steps": options.steps}

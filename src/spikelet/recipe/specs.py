@@ -203,6 +203,7 @@ def _sentence(where: str, hint: Any, value: Any, error: Mapping[str, Any]) -> Us
         return unknown(where, str(value), map(str, typing.get_args(hint)))
     place = _dotted(where, *map(str, error["loc"]))
     message = str(error["msg"]).removeprefix("Input should be ").rstrip(".")
+    message = message.partition(", unable to parse")[0].replace("valid integer", "whole number")
     return UserError(f"{place} = {error['input']!r}", f"expected {message}", "change its value")
 
 
