@@ -834,7 +834,7 @@ def test_another_way_of_running_is_compiled_as_the_first(
         ("--terms.other.weight 2", "choose one of ce, hybrid, logits"),
         ("--terms.logits", "--terms.NAME.FIELD"),
         ("--training.optimiser adam", "adamw"),
-        ("--training.epochs 1.5", "integer"),
+        ("--training.epochs 1.5", "whole number"),
         ("--execute.net 3", "not known"),
         ("--augment crop --augment.7.padding 3", "7"),
         ("--augment.0.padding 3", "--augment crop flip"),

@@ -103,7 +103,7 @@ def test_defaults_may_be_left_out_of_the_json() -> None:
 
 WRONG = [
     ({"steps": 0}, "steps = 0", "at least 1"),
-    ({"steps": "many"}, "steps = 'many'", "integer"),
+    ({"steps": "many"}, "steps = 'many'", "whole number"),
     ({"stepz": 4}, "stepz", "steps"),
     ({"task": "distil"}, "task", "distill"),
     ({"seed": -1}, "seed = -1", "0 or more"),
