@@ -501,6 +501,12 @@ def test_held_out_part_must_leave_something(folders, count):
 # ---------------------------------------------------------------- folders of images
 
 
+def test_one_class_is_none(tmp_path):
+    (tmp_path / "only").mkdir()
+    with pytest.raises(UserError, match="one class alone, only; put images of two or more"):
+        data.imagefolder(root=tmp_path)
+
+
 def test_labels_colours_and_crop_of_a_folder(tmp_path):
     found = data.imagefolder(root=write_folder(tmp_path), size=8)
     assert found.classes == ("blue", "green", "red")

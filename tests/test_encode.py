@@ -219,6 +219,14 @@ def test_a_training_sees_all_numbers_of_steps_and_an_evaluation_the_largest() ->
         loss, _ = trained(x, torch.zeros(4, dtype=torch.int64), generator=generator)
         loss.backward()
     assert set(seen[1:]) == {1, 2, 3}
+    del seen[:]
+    torch.manual_seed(0)
+    for _ in range(20):  # a loop of one's own that brings no generator
+        trained(x, torch.zeros(4, dtype=torch.int64))
+    assert set(seen) == {1, 2, 3}
+    del seen[:]
+    trained.eval()(x, torch.zeros(4, dtype=torch.int64))
+    assert seen == [3]
 
 
 def test_processes_draw_one_number_of_steps_and_noise_of_their_own(monkeypatch) -> None:

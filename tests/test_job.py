@@ -324,3 +324,6 @@ def test_layers_that_begin_late_spike_as_the_levels_they_were_trained_by(
     with evaluating(made.net):
         levels = quantised(made.net, x.expand(2, *x.shape)).mean_logits
     torch.testing.assert_close(made.predict(x), levels, rtol=1e-4, atol=1e-4)
+    for strange in (dataset.test.images[:5], x.double(), x.numpy()):
+        with pytest.raises(UserError, match="expected normalised images"):
+            made.predict(strange)

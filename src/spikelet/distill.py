@@ -190,8 +190,11 @@ class Distiller(nn.Module):
     def _encoded(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.draws:
             encode: Callable[..., Tensor] = self.encode
-            common = getattr(encode, "common", False)
-            return encode(images, generator=generator if common else _own(generator))
+            if not getattr(encode, "common", False):
+                return encode(images, generator=_own(generator))
+            if generator is None and self.training and torch.is_grad_enabled():
+                generator = torch.default_generator
+            return encode(images, generator=generator)
         return self.encode(images)
 
     def _shown(self, labels: Tensor | None, generator: torch.Generator | None) -> Tensor | None:
@@ -250,7 +253,9 @@ class Distiller(nn.Module):
             images: normalised images "B ...".
             labels: class indices "B".
             progress: share of the training that is done, 0 to 1; a scalar where it is replayed.
-            generator: source of the terms' randomness, on the CPU.
+                Without it terms that fade keep their whole weight.
+            generator: source of the terms' and the encoder's randomness, on the CPU; without one,
+                torch's own.
             shown: normalised images "B ..." that are paired with these; by default drawn.
         """
         x = self._encoded(images, generator)

@@ -122,7 +122,8 @@ class Mixed:
 
     Mixed time-step training (Du et al., ICLR 2025, arXiv 2503.17394) with one T for the whole
     network, uniform in `least` to `steps`, where the paper draws one for each of its stages.
-    Without a generator, as in an evaluation, there are always `steps`.
+    Without a generator, as in an evaluation, there are always `steps`; a Distiller in training mode
+    brings one.
 
     Args:
         steps: the largest T.

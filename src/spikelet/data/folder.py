@@ -89,6 +89,9 @@ def _parts(
     found = {part: _first(folder, names) for part, names in PARTS.items()}
     where = found["train"] or folder
     classes = _classes(where)
+    if len(classes) < 2:
+        what = f"there is one class alone, {classes[0]}"
+        raise UserError(f"data_root={where}", what, "put images of two or more in FOLDER/CLASS/")
     labelled = _read(where, classes, size, channels)
     if len(labelled) < 3:
         raise UserError(f"data_root={where}", f"only {len(labelled)} images", "add more")

@@ -65,9 +65,16 @@ class Loaded:
         """Normalised images "B C H W" to logits "B K", after `steps` time steps.
 
         Args:
-            images: normalised as the run's card says.
+            images: normalised as the run's card says, float32.
             steps: T, by default that of the training; an ANN takes none.
+
+        Raises:
+            UserError: for images of another type.
         """
+        if not isinstance(images, Tensor) or images.dtype != torch.float32:
+            found = getattr(images, "dtype", type(images).__name__)
+            what = f"expected normalised images as a float32 tensor, got {found}"
+            raise UserError("images", what, "take spikelet.data.normalise(pixels, run.dataset())")
         if self.kind == ANN:
             return self.net(still(images))
         steps = self.recipe.steps if steps is None else steps
