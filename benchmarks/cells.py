@@ -54,6 +54,15 @@ def row_of(rows: Sequence[dict[str, Any]], method: str, steps: int) -> dict[str,
     return next(row for row in rows if (row["method"], row["steps"]) == (method, steps))
 
 
+def teacher_settings(run: Path) -> dict[str, Any]:
+    """Data, network and test accuracy of a teacher's run."""
+    return {
+        "data": read_json(run / "recipe.json")["data"],
+        "model": read_json(run / "model.json"),
+        "teacher": read_json(run / "results.json")["rows"][0]["accuracy"],
+    }
+
+
 def difference(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
     """Mean and 95 % t interval of above - below, paired."""
     mean, low, high = paired_interval(above, below)

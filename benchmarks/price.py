@@ -22,10 +22,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cells import distilled, in_turn, row_of, write
+from cells import distilled, in_turn, row_of, teacher_settings, write
 
 from spikelet.recipe import DEFAULT_METHOD
-from spikelet.train import read_json
 
 TUNING_SEED = 100
 RECIPES = {
@@ -115,17 +114,15 @@ def main() -> None:
     options = parser.parse_args()
     cells = list(product(RECIPES, options.epochs))
     rows = in_turn(partial(scored, options), cells, options.jobs)
-    given = Path(options.teacher)
-    teacher = read_json(given / "results.json")["rows"][0]["accuracy"]
     settings = {
-        "data": read_json(given / "recipe.json")["data"],
-        "model": read_json(given / "model.json"),
-        "teacher": teacher,
+        **teacher_settings(Path(options.teacher)),
         "default": DEFAULT_METHOD,
         **{key: getattr(options, key) for key in ("steps", "epochs", "seeds", "rates")},
     }
     write(options.file, "price", settings, rows=rows)
-    Path(options.file).with_suffix(".svg").write_text(drawn(rows, teacher), encoding="utf-8")
+    Path(options.file).with_suffix(".svg").write_text(
+        drawn(rows, settings["teacher"]), encoding="utf-8"
+    )
     for row in rows:
         print(row)
 

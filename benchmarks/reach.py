@@ -21,10 +21,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cells import distilled, in_turn, row_of, write
+from cells import distilled, in_turn, row_of, teacher_settings, write
 
 from spikelet.recipe import DEFAULT_METHOD
-from spikelet.train import read_json
 
 # one epoch of a ResNet-20 of width 16 and its teacher's forwards, in epochs of the ANN (bf16, CPU)
 PRICES = {
@@ -103,17 +102,13 @@ def main() -> None:
     wanted = product(range(options.seeds), options.steps, options.kinds)
     cells = [(kind, steps, seed) for seed, steps, kind in wanted if (kind, steps) in PRICES]
     rows = in_turn(partial(train, options), cells, options.jobs)
-    given = Path(options.teacher)
-    teacher = read_json(given / "results.json")["rows"][0]["accuracy"]
     settings = {
-        "data": read_json(given / "recipe.json")["data"],
-        "model": read_json(given / "model.json"),
-        "teacher": teacher,
+        **teacher_settings(Path(options.teacher)),
         "budget": options.budget,
         "more": options.more,
         "default": DEFAULT_METHOD,
     }
-    found = summary(rows, teacher)
+    found = summary(rows, settings["teacher"])
     write(options.file, "reach", settings, summaries=found, rows=rows)
     for line in found:
         print(line)

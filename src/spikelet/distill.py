@@ -152,12 +152,12 @@ class Distiller(nn.Module):
                 raise UserError("teacher = None", f"term {name!r} needs a teacher", "pass one")
             if RANK[term.time] > RANK[available]:
                 way = getattr(self.execute, "func", self.execute)
-                fix = "use execute=bptt, or the term's form on the mean"
+                fixes = ["execute=bptt", *(["more windows of `rate`"] if way is rate else [])]
                 raise UserError(
                     f"terms[{name!r}]",
                     f"it compares single {term.time}, of which `{getattr(way, '__name__', way)}` "
                     "has the mean's gradient only",
-                    fix.replace(",", ", more windows of `rate`,") if way is rate else fix,
+                    f"use {', '.join(fixes)}, or the term's form on the mean",
                 )
 
     def _bind(self, example: Tensor, shown: Tensor | None) -> Binding:
