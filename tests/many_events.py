@@ -116,3 +116,4 @@ def work(number: int, count: int, folder: str) -> None:
     found["resumed"] = trained(CASES[0], Path(folder) / "resumed", stop_after=5)
     if number == 0:
         torch.save(found, Path(folder) / "found.pt")
+    dist.destroy_process_group()  # its threads must not outlive the interpreter

@@ -64,7 +64,6 @@ def test_drawn_steps_are_counted_on_average() -> None:
     for encode in (Direct(1), Direct(2), Direct(3), Mixed(3)):
         found = distiller(bptt)
         found.encode = encode
-        found.draws = isinstance(encode, Mixed)
         each.append(macs_per_image(found, *batch()))
     assert each[0] < each[1] < each[2] and each[3] == pytest.approx(sum(each[:3]) / 3)
 

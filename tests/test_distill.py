@@ -372,3 +372,5 @@ def test_a_term_that_fades_counts_less_and_less(progress: float) -> None:
         torch.testing.assert_close(loss.detach(), expected)
     with pytest.raises(UserError, match=r"terms.logits.fade"):
         distiller({"ce": CrossEntropy(), "logits": Logits(fade=-1.0)})
+    with pytest.raises(UserError, match=r"terms = ce, logits.*every term fades"):
+        distiller({"ce": CrossEntropy(fade=1.0), "logits": Logits(fade=2.0)})

@@ -96,7 +96,6 @@ class Distiller(nn.Module):
         self.terms = dict(terms)
         self.execute = execute
         self.encode = Direct() if encode is None else encode
-        self.draws = "generator" in inspect.signature(self.encode).parameters
         self._frozen: list[nn.Module] = []
         self.joint: nn.Module | None = teacher if joint else None
         if teacher is not None and not joint:
@@ -116,6 +115,11 @@ class Distiller(nn.Module):
         self.own.to(example.device)
 
     @property
+    def draws(self) -> bool:
+        """Whether the encoder draws."""
+        return "generator" in inspect.signature(self.encode).parameters
+
+    @property
     def teacher(self) -> nn.Module | None:
         """The teacher that the terms see."""
         return self._frozen[0] if self._frozen else self.joint
@@ -132,9 +136,6 @@ class Distiller(nn.Module):
             raise UserError(f"windows = {windows}", what, "use one window, or direct encoding")
         if not self.terms:
             raise UserError("terms = {}", "there is nothing to learn from", "pass a term")
-        if all(getattr(term, "fade", 0) for term in self.terms.values()):
-            what = "every term fades, so that at the end of the training there is no loss"
-            raise UserError(f"terms = {', '.join(self.terms)}", what, "set the fade of one to 0")
         for name, term in self.terms.items():
             if not isinstance(term, Term):
                 raise UserError(
@@ -159,6 +160,9 @@ class Distiller(nn.Module):
                     "has the mean's gradient only",
                     f"use {', '.join(fixes)}, or the term's form on the mean",
                 )
+        if all(term.fade for term in self.terms.values()):
+            what = "every term fades, so that at the end of the training there is no loss"
+            raise UserError(f"terms = {', '.join(self.terms)}", what, "set the fade of one to 0")
 
     def _bind(self, example: Tensor, shown: Tensor | None) -> Binding:
         modes = {module: module.training for module in self.modules()}

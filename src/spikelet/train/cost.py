@@ -105,7 +105,7 @@ def macs_per_image(distiller: Distiller, images: Tensor, labels: Tensor) -> floa
 def distiller_of(distiller: Distiller, steps: int) -> Distiller:
     """A copy that shows images for this many steps."""
     found = copy.deepcopy(distiller)
-    found.encode, found.draws = Direct(steps), False
+    found.encode = Direct(steps)
     return found
 
 

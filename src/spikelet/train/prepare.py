@@ -147,7 +147,8 @@ def make_student(
     student = convert(source, neuron, steps=recipe.steps, calibrate=calibrate)
     norm = recipe.norm_kind
     if norm in ("auto", "settled"):
-        own = norm == "settled" or (recipe.start == "converted" and recipe.model is None)
+        trained = recipe.method != "convert" and recipe.start == "converted"
+        own = norm == "settled" or (trained and recipe.model is None)
         norm = _settled(recipe, dataset, student, images.device) if own else "train"
     elif norm == "frozen":
         freeze_norms(student)
