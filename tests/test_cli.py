@@ -486,20 +486,27 @@ def test_weights_that_changed_are_not_measured(
     assert "sha256 differs" in sentence(capfd, "measure", run, "--quiet")
 
 
-def test_weights_that_are_gone_come_back_from_the_checkpoint(
-    student: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("file", ["model.safetensors", "card.json"])
+def test_weights_that_are_lost_come_back_from_the_checkpoint(
+    file: str, student: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Gone or damaged, resuming makes them again; without a checkpoint it says that it cannot."""
     run = tmp_path / "run"
     shutil.copytree(student, run)
     before = json.loads((run / "results.json").read_text())["rows"]
     (run / "model.safetensors").unlink()
-    said = sentence(capfd, "measure", run, "--quiet")
-    assert f"delete {run / 'results.json'}" in said and "--resume" in said
-    (run / "results.json").unlink()
-    assert quiet("distill", "--resume", str(run)) == 0
+    assert f"--resume {run}" in sentence(capfd, "measure", run, "--quiet")
+    (run / file).write_bytes(b"damaged")
+    assert main(["distill", "--resume", str(run)]) == 0
+    assert "its checkpoint gives them back" in "".join(capfd.readouterr())
     after = json.loads((run / "results.json").read_text())["rows"]
     assert [row["accuracy"] for row in after] == [row["accuracy"] for row in before]
     assert (run / "model.safetensors").read_bytes() == (student / "model.safetensors").read_bytes()
+    assert quiet("measure", str(run), "steps") == 0
+    capfd.readouterr()
+    (run / "model.safetensors").write_bytes(b"damaged")
+    shutil.rmtree(run / "checkpoint")
+    assert "so is its checkpoint" in sentence(capfd, "distill", "--resume", run, "--quiet")
 
 
 @pytest.mark.parametrize(

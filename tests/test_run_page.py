@@ -308,8 +308,13 @@ def test_curves_of_training_are_drawn_where_they_lie(text: str, runs: dict[str, 
 def test_a_lost_record_of_the_training_is_said(runs: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs["none"], run)
-    (run / "metrics.jsonl").unlink()
-    assert "lost its record of the training (metrics.jsonl)" in told_by(run, tmp_path)
+    for content in ('{"epoch": 1, "lo', "[]\n", None):
+        (run / "metrics.jsonl").unlink()
+        if content is not None:
+            (run / "metrics.jsonl").write_text(content)
+        said = "its record of the training (metrics.jsonl) is lost or damaged"
+        assert said in told_by(run, tmp_path)
+        (run / "metrics.jsonl").touch()
 
 
 def test_maps_are_the_networks_own(runs: dict[str, Path], text: str) -> None:

@@ -157,7 +157,7 @@ def resumed(
         UserError: if there is no run, or a flag would change its recipe.
     """
     from spikelet.train import job, read_json, read_recipe
-    from spikelet.train.place import require_weights
+    from spikelet.train.place import intact
     from spikelet.train.stored import stored_rows
 
     run = Path(options.resume)
@@ -171,12 +171,15 @@ def resumed(
     if recipe.task != task:
         fix = f"use `spikelet {recipe.task} --resume {run}`"
         raise UserError(f"--resume {run}", f"this is a run of `{recipe.task}`", fix)
-    if (run / "results.json").exists():
-        require_weights(run)
+    finished = (run / "results.json").exists()
+    if finished and intact(run):
         rows = stored_rows(run, "delete it and resume the run to measure again")
         console.print(f"{run} is finished", markup=False, highlight=False, soft_wrap=True)
         stored = {**read_json(run / "results.json"), "rows": rows}
         return {**stored, "run": str(run), "finished": True}
+    if finished:
+        lost = f"{run} is finished, but its weights are lost: its checkpoint gives them back"
+        console.print(lost, markup=False, highlight=False, soft_wrap=True)
     start = job.teach if recipe.task == "teach" else job.distill
     return start(recipe, run, resume=True, console=console, device=device_of(options))
 

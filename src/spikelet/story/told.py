@@ -14,7 +14,7 @@ from spikelet.examine.work import FOLDER, LEFT_OUT, left_out
 from spikelet.recipe import Recipe
 from spikelet.train import read_recipe
 from spikelet.train.running import spiking
-from spikelet.train.stored import damaged, stored_object, stored_rows
+from spikelet.train.stored import stored_object, stored_rows
 
 Row = Mapping[str, Any]
 Found = Mapping[str, Any]
@@ -133,16 +133,12 @@ def _object(file: Path) -> Found:
 
 
 def _epochs(file: Path) -> list[Row]:
-    """What each epoch came to; nothing for a run without training."""
-    if not file.exists():
-        return []
+    """What each epoch came to; nothing for a run without training, or with a damaged record."""
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise damaged(file, f"not JSON: {error}") from error
-    if not all(isinstance(row, dict) and "epoch" in row for row in rows):
-        raise damaged(file, "a line is no epoch")
-    return rows
+    except (OSError, ValueError):
+        return []
+    return rows if all(isinstance(row, dict) and "epoch" in row for row in rows) else []
 
 
 def _measures(folder: Path) -> dict[str, Found]:

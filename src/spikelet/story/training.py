@@ -15,7 +15,7 @@ LOOK = (
     "the loss still does: that would be learning by heart."
 )
 ONE = "One pass through the training images: there is no curve, only where it ended."
-UNRECORDED = "no curve, as the run folder has lost its record of the training (metrics.jsonl)."
+UNRECORDED = "no curve, as its record of the training (metrics.jsonl) is lost or damaged."
 PARTS = {
     "ce": "cross entropy: the labels",
     "logits": "logits: the teacher's answers",

@@ -131,18 +131,16 @@ def load(run: Path | str) -> Loaded:
         description = {"norm": recipe.norm_kind, **description}
         if "neuron" not in description:
             raise damaged(path / "model.json", "neuron is missing")
-    digests = _digests(path / "card.json")
-    net = restored(description, path / MODEL_FILE, digests.get("student"))
+    sums = digests(path / "card.json")
+    net = restored(description, path / MODEL_FILE, sums.get("student"))
     return Loaded(recipe, net, ANN if recipe.task == "teach" else SNN, description, path)
 
 
 def _without_weights(path: Path, task: str) -> UserError:
     """The error about a run that has no weights: it is not finished, or they are gone."""
-    resume = _continued(path, task)
-    if (path / RESULTS_FILE).exists():
-        fix = f"delete {path / RESULTS_FILE} and {resume}"
-        return UserError(str(path / MODEL_FILE), "the weights of this finished run are gone", fix)
-    return UserError(f"run = {path}", "the run is not finished", resume)
+    finished = (path / RESULTS_FILE).exists()
+    what = "its weights are gone" if finished else "the run is not finished"
+    return UserError(f"run = {path}", what, _continued(path, task))
 
 
 def _continued(path: Path, task: str) -> str:
@@ -173,7 +171,7 @@ def statistics(card: Path) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-def _digests(card: Path) -> dict[str, str]:
+def digests(card: Path) -> dict[str, str]:
     """The digests of the weights that a run's card holds; older cards have fewer."""
     if not card.exists():
         return {}
@@ -202,8 +200,8 @@ def restored(description: Mapping[str, Any], file: Path, sha256: str | None = No
 def teacher(student: Loaded) -> Loaded:
     """The teacher that a student's run keeps."""
     description = stored_description(student.path / "teacher.json")
-    digests = _digests(student.path / "card.json")
-    net = restored(description, student.path / TEACHER_FILE, digests.get("teacher"))
+    sums = digests(student.path / "card.json")
+    net = restored(description, student.path / TEACHER_FILE, sums.get("teacher"))
     kind = SNN if "neuron" in description else ANN
     return Loaded(student.recipe, net, kind, description, student.path)
 

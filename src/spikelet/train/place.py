@@ -20,9 +20,10 @@ from spikelet.heap import keep_freed_memory
 from spikelet.processes import first, rank
 from spikelet.recipe import Recipe
 from spikelet.train.interrupt import begun_line
-from spikelet.train.load import MODEL_FILE
+from spikelet.train.load import MODEL_FILE, digests
 from spikelet.train.run import (
     ENV_FILE,
+    digest,
     env,
     identity,
     read_json,
@@ -76,11 +77,12 @@ def finished(place: Place) -> dict[str, Any] | None:
     """The results of a finished run that is resumed; None where there is something to do.
 
     Raises:
-        UserError: if the folder holds another run.
+        UserError: if the folder holds another run, or a finished one whose weights are lost.
     """
     results = place.out / RESULTS_FILE
     if results.exists() and place.resume:
-        require_weights(place.out)
+        if not intact(place.out):
+            return None
         rows = stored_rows(place.out, AGAIN)
         return {**read_json(results), "rows": rows}
     if rank():  # the first process has looked, and may have begun to write
@@ -94,12 +96,21 @@ def finished(place: Place) -> dict[str, Any] | None:
     return None
 
 
-def require_weights(run: Path) -> None:
-    """Raises for a finished run whose weights are gone."""
-    if not (run / MODEL_FILE).exists():
-        what = f"it is finished, but its weights {MODEL_FILE} are gone"
-        fix = f"delete {run / RESULTS_FILE} and resume it: they are made again"
-        raise UserError(f"run = {run}", what, fix)
+def intact(run: Path) -> bool:
+    """Whether a finished run has the weights it has written; a checkpoint gives lost ones back.
+
+    Raises:
+        UserError: if they are gone or damaged, and there is no checkpoint.
+    """
+    try:
+        sha256 = digests(run / "card.json").get("student")
+        kept = (run / MODEL_FILE).exists() and sha256 in (None, digest(run / MODEL_FILE))
+    except UserError:  # a card that cannot be read is written anew as well
+        kept = False
+    if not kept and not holds_state(run / CHECKPOINT):
+        what = f"it is finished, but its weights {MODEL_FILE} are lost, and so is its checkpoint"
+        raise UserError(f"run = {run}", what, "make the run again in a new folder")
+    return kept
 
 
 @contextmanager
