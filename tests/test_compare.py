@@ -848,9 +848,14 @@ def test_a_method_that_cannot_be_made_is_refused_before_anything_trains(tmp_path
         ("hybrid[hybrid.weight=abc]", "terms.hybrid.weight"),
         ("examples.nothing:Nope", "cannot be imported"),
         ("hybrid[hybrid.nonsense=1]", "nonsense"),
+        ("logits[logits.fade=-1]", "terms.logits.fade = -1"),
+        ("logits[encode.kind=mixed,encode.least=3]", "least"),
+        ("logits[ce.per-step=True]", "has the mean's gradient only"),
+        ("logits[execute.windows=2]", "expected a divisor of the 1 steps"),
+        ("logits[logits.fade=1,ce.fade=1]", "every term fades"),
     ):
         with pytest.raises(UserError, match=what) as found:
-            compare(Grid({"kind": "digits"}, (method,), (2,), 1), tmp_path / "out")
+            compare(Grid({"kind": "digits"}, (method,), (2, 1), 1), tmp_path / "out")
         assert "--methods" in found.value.argument
         assert not (tmp_path / "out").exists()
 

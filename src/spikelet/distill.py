@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -14,14 +13,13 @@ from torch import Tensor, fx, nn
 
 from spikelet.encode import Direct, fitted, slid, still
 from spikelet.errors import UserError
-from spikelet.execute import Execute, ann, gives, rate
+from spikelet.execute import Execute, ann, rate
 from spikelet.graph import after, capture, stages
 from spikelet.neuron import Neuron
 from spikelet.processes import gathered, processes, rank
+from spikelet.terms.suited import require_suited
 from spikelet.terms.term import Binding, Pair, Reads, Step, Term
 from spikelet.trace import Tap, Trace
-
-RANK = {"mean": 0, "windows": 1, "steps": 2}
 
 
 def match(
@@ -101,7 +99,9 @@ class Distiller(nn.Module):
         if teacher is not None and not joint:
             self._frozen.append(freeze(teacher))
         example = _example(student, example)
-        self._check_terms(example)
+        lengths = getattr(self.encode, "lengths", None)
+        steps = lengths or [len(self._encoded(example[:1], None))]
+        require_suited(self.terms, execute, steps, taught=self.teacher is not None)
         if shown is None:
             shown = self._shown(labels, torch.Generator().manual_seed(0))
         if pairs is None:
@@ -123,46 +123,6 @@ class Distiller(nn.Module):
     def teacher(self) -> nn.Module | None:
         """The teacher that the terms see."""
         return self._frozen[0] if self._frozen else self.joint
-
-    def _check_terms(self, example: Tensor) -> None:
-        lengths = getattr(self.encode, "lengths", None)  # every T that an encoder may draw
-        steps = min(lengths) if lengths else len(self._encoded(example[:1], None))
-        available = gives(self.execute, steps)
-        windows = getattr(self.execute, "keywords", {}).get("windows", 1)
-        if lengths and any(each % windows for each in lengths):
-            what = (
-                f"they do not divide all of the {lengths[0]} to {lengths[-1]} steps of the encoder"
-            )
-            raise UserError(f"windows = {windows}", what, "use one window, or direct encoding")
-        if not self.terms:
-            raise UserError("terms = {}", "there is nothing to learn from", "pass a term")
-        for name, term in self.terms.items():
-            if not isinstance(term, Term):
-                raise UserError(
-                    f"terms[{name!r}]",
-                    f"{type(term).__name__} is not a term",
-                    "derive a frozen dataclass from spikelet.Term",
-                )
-            if not 0 <= term.weight < math.inf:
-                what = "expected a weight of 0 or more"
-                raise UserError(f"terms.{name}.weight = {term.weight}", what, "try 1")
-            if not 0 <= term.fade < math.inf:
-                what = "expected 0 (the weight stays) or more (it falls to 0)"
-                raise UserError(f"terms.{name}.fade = {term.fade}", what, "try 1")
-            if term.taught and self.teacher is None:
-                raise UserError("teacher = None", f"term {name!r} needs a teacher", "pass one")
-            if RANK[term.time] > RANK[available]:
-                way = getattr(self.execute, "func", self.execute)
-                fixes = ["execute=bptt", *(["more windows of `rate`"] if way is rate else [])]
-                raise UserError(
-                    f"terms[{name!r}]",
-                    f"it compares single {term.time}, of which `{getattr(way, '__name__', way)}` "
-                    "has the mean's gradient only",
-                    f"use {', '.join(fixes)}, or the term's form on the mean",
-                )
-        if all(term.fade for term in self.terms.values()):
-            what = "every term fades, so that at the end of the training there is no loss"
-            raise UserError(f"terms = {', '.join(self.terms)}", what, "set the fade of one to 0")
 
     def _bind(self, example: Tensor, shown: Tensor | None) -> Binding:
         modes = {module: module.training for module in self.modules()}

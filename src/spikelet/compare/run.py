@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,9 +23,12 @@ from spikelet.compare.write import commits, findings, write, write_tables
 from spikelet.errors import UserError
 from spikelet.folder import alone_in, storing, sweep
 from spikelet.recipe import EXECUTES, NEURONS, Spec, build
+from spikelet.terms.suited import require_suited
 from spikelet.train import Interrupted, read_recipe
 from spikelet.train.prepare import build_terms
+from spikelet.train.running import encoding
 
+UNKNOWN = (0.0,), (1.0,)  # mean and deviation of images, before there are any
 
 def compare(
     grid: Grid,
@@ -85,13 +89,14 @@ def compare(
 
 
 def require_buildable(grid: Grid) -> None:
-    """Raise for a method whose terms, neuron or executor cannot be made, before anything trains."""
-    for method in grid.methods:
-        recipe = grid.recipe(Cell(method, grid.steps[0], 0), grid.teacher)
+    """Raise for a method whose recipe cannot be carried out at some T, before anything trains."""
+    for method, steps in itertools.product(grid.methods, grid.steps):
+        recipe = grid.recipe(Cell(method, steps, 0), grid.teacher)
         try:
-            build_terms(recipe)
+            execute = build("execute", recipe.execute, EXECUTES)
             build("neuron", recipe.neuron, NEURONS)
-            build("execute", recipe.execute, EXECUTES)
+            encode = encoding(recipe, *UNKNOWN, steps)
+            require_suited(build_terms(recipe), execute, getattr(encode, "lengths", [steps]))
         except UserError as error:
             where = f"--methods {method}: {error.argument}"
             raise UserError(where, error.message, error.fix) from error
