@@ -30,6 +30,7 @@ from spikelet.train.running import encoding
 
 UNKNOWN = (0.0,), (1.0,)  # mean and deviation of images, before there are any
 
+
 def compare(
     grid: Grid,
     out: Path | str,
