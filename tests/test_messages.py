@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import io
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from spikelet.neuron import IF
 from spikelet.quantise import quantised
 from spikelet.recipe import DATA, Training, resolve
 from spikelet.terms import Hybrid
+from spikelet.terms.term import Step
 from spikelet.train.log import LONG, SETTLED, Log, duration
 from spikelet.train.state import Standing, diverged
 from spikelet.train.totals import NotFinite, Totals
@@ -187,3 +190,77 @@ def test_a_long_training_is_foretold_once(batches: int, monkeypatch: pytest.Monk
     assert len(lines) == (1 if left > LONG else 0)
     if lines:
         assert duration(left) in lines[0] and "0.60 s" in lines[0]
+
+
+# ---- values of another type in Python ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unreduced(spikelet.Term):
+    """A user's term that forgot to take the mean."""
+
+    def __call__(self, own: nn.Module, step: Step) -> torch.Tensor:
+        return step.student.mean_logits.square()
+
+
+def bound(**changed: object) -> spikelet.Distiller:
+    torch.manual_seed(0)
+    ann_ = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
+    images = torch.rand(4, 1, 8, 8)
+    student = spikelet.convert(ann_.eval(), calibrate=images)
+    parts = {"student": student, "teacher": ann_, "terms": {"ce": spikelet.CrossEntropy()}}
+    return spikelet.Distiller(**{**parts, "encode": spikelet.Direct(2), **changed})  # type: ignore[arg-type]
+
+
+TYPES: dict[str, tuple[Callable[[], object], str]] = {
+    "steps of an encoder": (lambda: spikelet.Direct("4"), "`steps = '4'`: expected a whole"),
+    "half a step": (lambda: spikelet.Mixed(2.5), "`steps = 2.5`: expected a whole"),
+    "steps of a conversion": (
+        lambda: spikelet.convert(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), steps="4"),
+        "`steps = '4'`: expected a whole",
+    ),
+    "images": (
+        lambda: spikelet.convert(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), calibrate=[1.0]),
+        "`calibrate`: expected normalised images as a tensor, got list",
+    ),
+    "weight": (
+        lambda: bound(terms={"ce": spikelet.CrossEntropy(weight="1")}),
+        "`terms.ce.weight = '1'`: expected a number, got str",
+    ),
+    "fade": (
+        lambda: bound(terms={"ce": spikelet.CrossEntropy(fade=None)}),
+        "`terms.ce.fade = None`: expected a number",
+    ),
+    "terms": (
+        lambda: bound(terms=[spikelet.CrossEntropy()]),
+        "`terms`: expected names and losses, got list",
+    ),
+    "execute": (lambda: bound(execute="rate"), "`execute`: expected a function, got str"),
+    "encode": (lambda: bound(encode=4), "`encode`: expected an encoder or None, got int"),
+    "teacher": (lambda: bound(teacher="runs/a"), "`teacher`: expected a network or None, got str"),
+    "student": (lambda: bound(student="runs/a"), "`student`: expected a network, got str"),
+    "epochs": (lambda: spikelet.Training(epochs="3"), "`epochs = '3'`: expected a whole number"),
+    "rate": (lambda: spikelet.Training(learning_rate="0.1"), "`learning_rate = '0.1'`: expected"),
+    "training": (
+        lambda: spikelet.fit(
+            bound(), [(torch.rand(4, 1, 8, 8), torch.zeros(4).long())], training={}
+        ),
+        "`training`: expected a spikelet.Training, got dict",
+    ),
+    "a term's value": (
+        lambda: bound(terms={"own": Unreduced()})(torch.rand(4, 1, 8, 8), torch.zeros(4).long()),
+        r"`terms\['own'\]`: expected a loss that is a scalar tensor, got \[4, 3\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_values_of_another_type_are_named(name: str) -> None:
+    call, said = TYPES[name]
+    with pytest.raises(UserError, match=said):
+        call()
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    numpy = pytest.importorskip("numpy")
+    assert spikelet.Training(epochs=numpy.int64(3), learning_rate=numpy.float32(0.1)).epochs == 3

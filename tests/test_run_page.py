@@ -753,6 +753,12 @@ def test_runs_have_names_of_their_own() -> None:
     named = called([told("a", "hybrid", 2, "x"), told("b", "hybrid", 4, "x"), late])
     labels = ["hybrid (T = 2)", "hybrid (T = 4)", "hybrid (layers 1 step late)"]
     assert [run.label for run in named] == labels
+    drawn = dataclasses.replace(
+        late, recipe=dataclasses.replace(late.recipe, encode={"kind": "mixed", "least": 2}, steps=4)
+    )
+    named = called([told("a", "hybrid", 4, "x"), drawn])
+    traits = "layers 1 step late, trained for T = 2 to 4"
+    assert [run.label for run in named] == ["hybrid", f"hybrid ({traits})"]
     named = called([told("p/a", "hybrid", 4, "x"), told("q/a", "hybrid", 4, "y")])
     assert [run.label for run in named] == ["hybrid (1)", "hybrid (2)"]
     assert [run.teacher for run in named] == ["teacher (1)", "teacher (2)"]

@@ -118,9 +118,12 @@ def convert(
     Raises:
         UserError: if `steps` is below 1, or one that lists every place that cannot convert.
     """
-    if steps < 1:
-        raise UserError(f"steps = {steps}", "expected a whole number of at least 1", "raise it")
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"steps = {steps!r}", "expected a whole number of at least 1", "raise it")
     net = capture(model)
+    if calibrate is not None and not isinstance(calibrate, Tensor):
+        what = f"expected normalised images as a tensor, got {type(calibrate).__name__}"
+        raise UserError("calibrate", what, "take torch.from_numpy, or images of spikelet.data")
     found = obstacles(net)
     if found:
         places = "; ".join(f"{o.path}: {o.kind} ({o.fix})" for o in found)

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,7 @@ class Distiller(nn.Module):
         shown: Tensor | None = None,
     ) -> None:
         super().__init__()
+        _require_parts(student, teacher, terms, execute, encode)
         self.paired = paired
         self.student = student
         self.terms = dict(terms)
@@ -244,7 +246,28 @@ class Distiller(nn.Module):
         """A term's unweighted loss; one that couples the batch sees that of all processes."""
         if term.coupled and not term.gathers and processes() > 1:
             step = whole(step, term.taps(self.pairs))
-        return term(self.own[name], step)
+        value = term(self.own[name], step)
+        if not isinstance(value, Tensor) or value.ndim:
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            what = f"expected a loss that is a scalar tensor, got {shape}"
+            raise UserError(f"terms[{name!r}]", what, "return its mean")
+        return value
+
+
+def _require_parts(student: Any, teacher: Any, terms: Any, execute: Any, encode: Any) -> None:
+    """Raises for what is no network, no mapping or no function."""
+    network, pairs = isinstance(student, nn.Module), isinstance(terms, Mapping)
+    guide = teacher is None or isinstance(teacher, nn.Module)
+    encodes, names = encode is None or callable(encode), '{"ce": CrossEntropy()}'
+    for name, value, holds, expected, fix in (
+        ("student", student, network, "a network", "pass a torch module"),
+        ("teacher", teacher, guide, "a network or None", "pass a torch module, as load(RUN).net"),
+        ("terms", terms, pairs, "names and losses", f"pass a dict such as {names}"),
+        ("execute", execute, callable(execute), "a function", "pass spikelet.rate or .bptt"),
+        ("encode", encode, encodes, "an encoder or None", "pass spikelet.Direct(steps=4)"),
+    ):
+        if not holds:
+            raise UserError(name, f"expected {expected}, got {type(value).__name__}", fix)
 
 
 def weight_at(term: Term, progress: float | Tensor) -> float | Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from spikelet.errors import UserError, unknown
+from spikelet.errors import UserError, require_numbers, unknown
 
 Channels = tuple[float, ...]
 BLACK = 0.5 / 255  # half a level of 8 bits: what rounding leaves of black is less
@@ -83,8 +83,8 @@ def slid(x: Tensor, images: Tensor, share: float, drawn: Tensor) -> Tensor:
 
 
 def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise UserError(f"steps = {steps}", "expected a whole number of at least 1", "raise it")
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"steps = {steps!r}", "expected a whole number of at least 1", "raise it")
 
 
 @final
@@ -102,6 +102,8 @@ class Direct:
     sliding: float = 0.0
 
     def __post_init__(self) -> None:
+        require_numbers(self)
+        _check_steps(self.steps)
         if not 0 <= self.sliding <= 1:
             what = "expected a share of the training, 0 to 1"
             raise UserError(f"sliding = {self.sliding}", what, "try 0.5")
@@ -136,6 +138,7 @@ class Mixed:
     """Whether processes that share a batch must draw the same."""
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         _check_steps(self.steps)
         if self.least < 1:
             raise UserError(f"least = {self.least}", "expected at least 1 step", "raise it")
@@ -210,6 +213,7 @@ class Poisson:
     normalised: bool = False
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         _check_steps(self.steps)
         _check_gain(self.gain)
 
@@ -250,6 +254,7 @@ class Latency:
     std: Channels = (1.0,)
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         _check_steps(self.steps)
         _check_gain(self.gain)
         if self.mapping not in ("linear", "log"):

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+NUMBERS: dict[str, tuple[type, str]] = {
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+}
 
 
 class UserError(ValueError):
@@ -26,6 +34,24 @@ def unknown(argument: str, name: str, known: Iterable[str]) -> UserError:
     near = _nearest(name, known)
     fix = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
     return UserError(argument, f"{name!r} is not known", fix.rstrip("?"))
+
+
+def require_numbers(made: Any, place: str = "") -> None:
+    """Raises for a field of a dataclass that is declared a number, and is something else.
+
+    Args:
+        made: an instance whose fields are declared "int" or "float", perhaps "| None".
+        place: what stands before the name of a field.
+    """
+    for each in dataclasses.fields(made):
+        kind, _, other = str(each.type).partition(" | ")
+        value = getattr(made, each.name)
+        if kind not in NUMBERS or (value is None and other == "None"):
+            continue
+        accepted, words = NUMBERS[kind]
+        if isinstance(value, bool) or not isinstance(value, accepted):
+            what = f"expected {words}, got {type(value).__name__}"
+            raise UserError(f"{place}{each.name} = {value!r}", what, "give a number")
 
 
 def _nearest(name: str, known: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from spikelet.errors import UserError, unknown
+from spikelet.errors import UserError, require_numbers, unknown
 from spikelet.recipe.specs import import_path, kind_of, plain, validated
 from spikelet.recipe.tables import AUGMENTS, DATA, ENCODERS, EXECUTES, MODELS, NEURONS, TERMS, Spec
 
@@ -60,6 +60,7 @@ class Training:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         for name in ("optimiser", "schedule", "precision", "scaling"):
             _chosen(name, Training, name, getattr(self, name))
         positive, rate = "a number above 0", self.learning_rate
@@ -153,6 +154,7 @@ class Recipe:
     augment: list[Spec] | None = None
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         for name in ("task", "start", "norm"):
             _chosen(name, Recipe, name, getattr(self, name))
         _require(self.steps >= 1, "steps", "at least 1", self.steps, "use 1 to 4 time steps")

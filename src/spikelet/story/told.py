@@ -63,15 +63,18 @@ class Told:
 
     @property
     def traits(self) -> str:
-        """What its neurons do beyond the default ones, in a few words; nothing for those."""
+        """What sets it apart from a default student, in a few words; nothing for one of those."""
         if not self.spikes:
             return ""
+        encode = self.recipe.encode
         neuron = self.recipe.neuron
         kind, late = neuron["kind"], neuron.get("delay", 0)
         words = [kind.rpartition(":")[2]] if kind != "IF" else []
         words += ["spikes of both signs"] if neuron.get("signed") else []
         steps = "1 step" if late == 1 else f"{late} steps"
-        return ", ".join([*words, *([f"layers {steps} late"] if late else [])])
+        words += [f"layers {steps} late"] if late else []
+        drawn = f"trained for T = {encode.get('least', 1)} to {self.recipe.steps}"
+        return ", ".join([*words, *([drawn] if encode["kind"] == "mixed" else [])])
 
     @property
     def own(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from spikelet.errors import UserError
+from spikelet.errors import UserError, require_numbers
 from spikelet.execute import Execute, gives, rate
 from spikelet.terms.term import Term
 
@@ -42,6 +42,7 @@ def require_suited(
                 f"{type(term).__name__} is not a term",
                 "derive a frozen dataclass from spikelet.Term",
             )
+        require_numbers(term, f"terms.{name}.")
         if not 0 <= term.weight < math.inf:
             what = "expected a weight of 0 or more"
             raise UserError(f"terms.{name}.weight = {term.weight}", what, "try 1")

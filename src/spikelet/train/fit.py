@@ -55,6 +55,9 @@ def fit(
         Interrupted: after Ctrl-C or SIGTERM, once the state is stored.
     """
     run = None if run is None else Path(run)
+    if not isinstance(training, Training):
+        what = f"expected a spikelet.Training, got {type(training).__name__}"
+        raise UserError("training", what, "pass Training(epochs=10)")
     require_all(training)
     length = _length(batches)
     asked, training = training.epochs, training.lasting(length)
