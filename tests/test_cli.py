@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,9 @@ from rich.console import Console
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed: no digits")
 
-from spikelet.cli import main
+from spikelet.cli import distill, main
+from spikelet.cli.again import command_of
+from spikelet.cli.arguments import parse
 from spikelet.cli.leaves import Leaf, overridden, split
 from spikelet.cli.output import accuracy_table
 from spikelet.cli.typed import told
@@ -760,6 +763,30 @@ def set_leaves(text: str, task: str = "distill") -> Recipe:
     assert rest == []
     model = {"kind": "small-cnn", "width": 16}
     return overridden(default_recipe(task, {"kind": "digits"}, "hybrid", model=model), leaves)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("", 0.004),
+        ("--neuron.signed True", 0.001),
+        ("--norm frozen", 0.001),
+        ("--neuron.signed True --norm settled", 0.004),
+        ("--neuron.signed True --learning-rate 0.002", 0.002),
+        ("--norm frozen --training.learning-rate 0.004", 0.004),
+        ("--norm frozen --training.optimiser sgd", 0.004),
+    ],
+)
+def test_a_rate_that_norms_bear(text: str, rate: float, student: Path) -> None:
+    """Frozen norms end at chance by the rate of others; a rate that is named is taken."""
+    words = ["--teacher", str(student), "--data", "mnist", "--model", "small-cnn", *text.split()]
+    rest, leaves = split(words)
+    recipe = distill.recipe_of(parse("distill", rest), leaves)
+    assert recipe.training.learning_rate == rate
+    if "optimiser" not in text:
+        line = command_of(recipe, "out")
+        rest, leaves = split(shlex.split(line or "")[2:])
+        assert distill.recipe_of(parse("distill", rest), leaves) == recipe
 
 
 @pytest.mark.parametrize(

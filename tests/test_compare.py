@@ -150,6 +150,18 @@ def test_recipes_differ_by_method_alone() -> None:
     assert seen[0]["neuron"] == {"kind": "IF", "dither": DITHER, "threshold": 2.0}
 
 
+def test_frozen_norms_have_a_rate_that_they_bear() -> None:
+    def rates(*methods: str, **overrides: Any) -> list[float]:
+        grid = Grid({"kind": "mnist"}, methods, overrides=overrides)
+        return [grid.recipe(Cell(m, 4, 0)).training.learning_rate for m in grid.methods]
+
+    assert rates() == [0.004] * 3
+    assert rates("logits[norm=frozen]") == [0.004, 0.004, 0.004, 0.001]
+    assert rates("logits[norm=frozen,training.learning_rate=0.003]")[-1] == 0.003
+    assert rates(norm="frozen") == [0.001] * 3
+    assert rates(**{"norm": "frozen", "training.learning_rate": 0.002}) == [0.002] * 3
+
+
 def test_methods_are_joined_and_taken_from_elsewhere() -> None:
     joined = recipe_of("logits+affine", DATA)
     assert joined.terms.keys() == {"ce", "logits", "affine"}

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 import spikelet
+from spikelet.checkpoint import save_weights
 from spikelet.cli import main
 from spikelet.cli.fields import data_fields
 from spikelet.cli.typed import told
@@ -190,6 +191,37 @@ def test_a_long_training_is_foretold_once(batches: int, monkeypatch: pytest.Monk
     assert len(lines) == (1 if left > LONG else 0)
     if lines:
         assert duration(left) in lines[0] and "0.60 s" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--encode.least", "2"],
+            "direct has no least; take it out, or choose --encode.kind mix",
+        ),
+        (["--neuron.kind", "LIF", "--neuron.delay", "1"], "choose --neuron.kind IF"),
+        (["--method", "logits[logits.fade=1]"], "here it is a name alone, logits"),
+        (["--method", "twkd", "--execute", "rate"], "run it by bptt"),
+    ],
+)
+def test_what_another_kind_would_take_is_said(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    net = spikelet.models.build_model("small-cnn", width=2, classes=10, channels=1, size=(8, 8))
+    weights = str(tmp_path / "w.safetensors")
+    save_weights(Path(weights), net)
+    line = ["distill", "--teacher", "small-cnn", "--weights", weights, "--width", "2", *words]
+    assert main([*line, "--data", "digits", "--steps", "2", "--out", str(tmp_path / "o")]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_comparison_is_not_measured_as_a_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "compare.json").write_text("{}")
+    assert main(["measure", str(tmp_path)]) == 2
+    assert f"name one of the runs in {tmp_path / 'cells'}" in capsys.readouterr().err
 
 
 # ---- values of another type in Python ------------------------------------------------------

@@ -23,7 +23,7 @@ from spikelet.cli.runs import (
     with_frames,
 )
 from spikelet.errors import UserError, unknown
-from spikelet.recipe import METHODS, MODELS, Recipe, Spec, default_recipe, terms_of
+from spikelet.recipe import METHODS, MODELS, Recipe, Spec, default_recipe, gentler, terms_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,6 +58,10 @@ def teacher_spec(options: Namespace) -> Spec:
 
 def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
     """The recipe that the flags and leaves describe."""
+    plainly, _, settings = options.method.partition("[")
+    if plainly in METHODS and settings:
+        fix = "give its settings as flags, such as --terms.logits.weight 2 or --training.clip 1"
+        raise UserError("--method", f"here it is a name alone, {plainly}", fix)
     if options.method not in METHODS:
         raise unknown("--method", options.method, METHODS)
     teacher = teacher_spec(options)
@@ -72,7 +76,7 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
     ways = {leaf.path for leaf in given if leaf.path.startswith("execute.")} - {"execute.fuse"}
     known = {} if ways or options.steps is None else {"steps": options.steps}
     recipe = default_recipe("distill", data, options.method, teacher=teacher, model=model, **known)
-    recipe = overridden(recipe, given)
+    recipe = gentler(overridden(recipe, given), {leaf.path for leaf in given})
     recipe = dataclasses.replace(recipe, data=with_frames(recipe.data, recipe.steps))
     added = [name for name in recipe.terms if name not in terms_of(options.method)]
     if added:  # not the method any more, least of all the control `none`

@@ -168,7 +168,18 @@ def _field(leaf: Leaf, spec: Spec, table: Table, where: str, name: str) -> Any:
 
         if kind.startswith(ZOOS) or name in ("width", "weights", "pretrained"):
             return _value(leaf, where, build_model, name)
-    return _value(leaf, where, resolve(where, kind, table), name, table is EXECUTES)
+    target = resolve(where, kind, table)
+    others = [] if table in (MODELS, DATA) else _that_take(name, where, table)
+    if others and name not in inspect.signature(target).parameters:
+        fix = f"take it out, or choose --{where}.kind {' or '.join(others)}"
+        raise UserError(leaf.flag, f"{kind} has no {name}", fix)
+    return _value(leaf, where, target, name, table is EXECUTES)
+
+
+def _that_take(name: str, where: str, table: Table) -> list[str]:
+    """The kinds of a table that have a field."""
+    kinds = {kind: inspect.signature(resolve(where, kind, table)) for kind in table}
+    return [kind for kind, signature in kinds.items() if name in signature.parameters]
 
 
 def _value(

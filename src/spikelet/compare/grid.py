@@ -15,7 +15,16 @@ from typing import Any
 
 from spikelet.compare.overrides import differences, overridden, variant
 from spikelet.errors import UserError, unknown
-from spikelet.recipe import METHODS, TERMS, Recipe, Spec, default_recipe, import_path, plain
+from spikelet.recipe import (
+    METHODS,
+    TERMS,
+    Recipe,
+    Spec,
+    default_recipe,
+    gentler,
+    import_path,
+    plain,
+)
 from spikelet.recipe.specs import validated
 from spikelet.train import write_json
 from spikelet.train.stored import damaged, stored_object
@@ -145,7 +154,9 @@ class Grid:
         found = {}
         for method in self.methods:
             recipe, _ = overridden(recipe_of(method, self.data), mine)
-            found[method] = overridden(recipe, self.overrides)
+            recipe, used = overridden(recipe, self.overrides)
+            chosen = {*self.overrides, *variant(method)[1]}
+            found[method] = gentler(recipe, chosen), used
         return found
 
     def to_json(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from spikelet.recipe.methods import (
     METHODS,
     another_kind,
     default_recipe,
+    gentler,
     terms_of,
 )
 from spikelet.recipe.recipe import Recipe, Training
@@ -42,6 +43,7 @@ __all__ = [
     "another_kind",
     "build",
     "default_recipe",
+    "gentler",
     "import_path",
     "kind_of",
     "plain",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Container, Mapping
 from typing import Any
 
 from spikelet.errors import unknown
@@ -88,7 +89,9 @@ DISTILL: Mapping[str, dict[str, Any]] = {
 LONG: dict[str, Any] = {"epochs": 30, "learning_rate": 0.1}
 SHORT: dict[str, Any] = {"epochs": 10}
 ENOUGH = {"teach": 500, "distill": 400}  # steps: what small data take, seen more often
-GENTLE: dict[str, Any] = {"optimiser": "adamw", "learning_rate": 2e-3, "clip": 1.0}
+GENTLE: dict[str, Any] = {"optimiser": "adamw", "learning_rate": 4e-3, "clip": 1.0}
+FROZEN = 1e-3  # a rate that norms which keep their statistics bear; more ends at chance
+RATE = "training.learning_rate"
 
 
 def terms_of(method: str) -> dict[str, Spec]:
@@ -100,6 +103,18 @@ def terms_of(method: str) -> dict[str, Spec]:
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     return {name: dict(spec) for name, spec in METHODS[method].items()}
+
+
+def gentler(recipe: Recipe, chosen: Container[str]) -> Recipe:
+    """A recipe at a rate that its norms bear, unless the rate is among the leaves that were chosen.
+
+    Only students' common rate changes, with the optimiser it is meant for; digits bear theirs.
+    """
+    training = recipe.training
+    common = (training.optimiser, training.learning_rate) == ("adamw", GENTLE["learning_rate"])
+    if recipe.norm_kind != "frozen" or RATE in chosen or not common:
+        return recipe
+    return dataclasses.replace(recipe, training=dataclasses.replace(training, learning_rate=FROZEN))
 
 
 def another_kind(place: str, kind: str, spec: Spec | None) -> Spec:

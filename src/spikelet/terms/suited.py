@@ -53,12 +53,12 @@ def require_suited(
             raise UserError("teacher = None", f"term {name!r} needs a teacher", "pass one")
         if RANK[term.time] > RANK[available]:
             way = getattr(execute, "func", execute)
-            fixes = ["execute=bptt", *(["more windows of `rate`"] if way is rate else [])]
+            fixes = ["run it by bptt", *(["in more windows of `rate`"] if way is rate else [])]
             raise UserError(
                 f"terms[{name!r}]",
                 f"it compares single {term.time}, of which `{getattr(way, '__name__', way)}` "
                 "has the mean's gradient only",
-                f"use {', '.join(fixes)}, or the term's form on the mean",
+                f"{', '.join(fixes)}, or take the term's form on the mean",
             )
     if all(term.fade for term in terms.values()):
         what = "every term fades, so that at the end of the training there is no loss"

@@ -117,6 +117,9 @@ def load(run: Path | str) -> Loaded:
         UserError: if the folder is no run, or an unfinished one.
     """
     path = Path(run)
+    if (path / "compare.json").exists():
+        fix = f"name one of the runs in {path / 'cells'}"
+        raise UserError(f"run = {path}", "this is a comparison of many runs", fix)
     if not (path / "recipe.json").exists():
         what = "there is no run in this folder (no recipe.json)"
         raise UserError(f"run = {path}", what, "name a run folder")
