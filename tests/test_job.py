@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikelet.data import Dataset, normalise
+from spikelet.data import Dataset, Split, normalise
 from spikelet.encode import Poisson
 from spikelet.errors import UserError
 from spikelet.execute import bptt, rate
@@ -234,6 +234,17 @@ def told(taught: Path, out: Path, dataset: Dataset, mine: Recipe) -> str:
     mine = dataclasses.replace(mine, teacher={"run": str(taught)})
     distill(mine, out, console=Console(file=said, width=1000), device="cpu", dataset=dataset)
     return said.getvalue()
+
+
+def test_a_class_without_test_images_is_told(
+    taught: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    assert "no test image" not in told(taught, tmp_path / "a", dataset, recipe())
+    kept = dataset.test.labels != 7
+    test = Split(dataset.test.images[kept], dataset.test.labels[kept])
+    some = dataclasses.replace(dataset, test=test)
+    said = told(taught, tmp_path / "b", some, recipe())
+    assert f"no test image is of {dataset.classes[7]}: accuracy says" in said
 
 
 def test_a_student_without_spikes_or_with_late_ones_is_told(

@@ -16,6 +16,7 @@ from spikelet.train.place import CHECKPOINT, Place
 from spikelet.train.run import read_json
 from spikelet.train.running import spiking
 
+NAMED = 5  # classes that are listed
 HARDLY = 1.5  # times chance: a teacher below it has nothing to teach
 
 
@@ -36,6 +37,12 @@ def announce(
     if training.epochs > recipe.training.epochs:
         words += f"; so many for {training.least_steps} steps (--epochs N sets another number)"
     place.tell(words)
+    seen = set(dataset.test.labels.unique().tolist())
+    unseen = [name for label, name in enumerate(dataset.classes) if label not in seen]
+    if unseen:
+        more = f" and {len(unseen) - NAMED} more" if len(unseen) > NAMED else ""
+        named = ", ".join(unseen[:NAMED]) + more
+        place.tell(f"no test image is of {named}: accuracy says nothing about it")
 
 
 def doubt(teacher: Mapping[str, Any], dataset: Dataset, place: Place) -> None:
