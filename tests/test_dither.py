@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -182,3 +183,24 @@ def test_distill_has_it_and_old_recipes_do_not() -> None:
     fields["neuron"] = {"kind": "IF"}
     assert "dither" not in Recipe.from_json(json.dumps(fields)).neuron
     assert IF().dither == 0
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("neuron", [IF(dither=SHARE), LIF(dither=SHARE)], ids=str)
+def test_windows_start_there_too(neuron: Integrator, fuse: bool) -> None:
+    """Channels last, as training lays its images: a window for each step is BPTT."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten())
+    images = torch.randn(5, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    net = net.to(memory_format=torch.channels_last)
+    found = []
+    for run in (bptt, partial(rate, windows=4, fuse=fuse), partial(rate, windows=2, fuse=fuse)):
+        student = convert(net.eval(), neuron, calibrate=images).train()
+        trace = run(student, repeat(images, 4))
+        trace.mean_logits.square().sum().backward()
+        found.append((trace.mean_logits.detach(), student.get_parameter("0.weight").grad))
+    for logits, _ in found[1:]:
+        torch.testing.assert_close(logits, found[0][0])
+    torch.testing.assert_close(found[1][1], found[0][1])
+    alike = torch.cosine_similarity(found[2][1].flatten(), found[0][1].flatten(), dim=0)
+    assert 0.9 < alike < 1 - 1e-6

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spikelet.dual import Dual, fold, unfold, window_means
-from spikelet.layout import from_rows
+from spikelet.layout import begun, from_rows
 from spikelet.neuron import Integrator, Neuron, per_channel
 from spikelet.slopes import (
     Affine,
@@ -153,7 +153,7 @@ def chain(
     own = gain mean(rho q), read = gain mean(pi q), and leak f times the last rho is written, times
     the last pi kept. Unread ends are left out: "W", "W-1", "W-1", "W-2".
     """
-    v = start.expand_as(currents[0])
+    v = begun(start, currents[0])
     zero, length = torch.zeros_like(v), steps // windows
     sent, outputs, means = zero, [], []
     own, read, written, kept = ([] for _ in range(4))
