@@ -42,6 +42,7 @@ from spikelet.report.findings import signed
 from spikelet.report.page import picture
 from spikelet.report.parts import Section
 from spikelet.report.plots import Line, lines_chart
+from spikelet.story.accuracy import _notes as accuracy_notes
 from spikelet.story.cast import Chapter, cast_of
 from spikelet.story.live import _coloured, firing
 from spikelet.story.made import wrapped
@@ -748,14 +749,18 @@ def test_runs_have_names_of_their_own() -> None:
     late = dataclasses.replace(
         late, recipe=dataclasses.replace(late.recipe, neuron={"kind": "IF", "delay": 1})
     )
+    assert late.single and not told("a", "hybrid", 2, "x").single
     named = called([told("a", "hybrid", 2, "x"), late])
     assert [run.label for run in named] == ["hybrid", "hybrid (layers 1 step late)"]
     named = called([told("a", "hybrid", 2, "x"), told("b", "hybrid", 4, "x"), late])
     labels = ["hybrid (T = 2)", "hybrid (T = 4)", "hybrid (layers 1 step late)"]
     assert [run.label for run in named] == labels
+    (note,) = accuracy_notes(cast_of(named))
+    assert f"{labels[2]}: layers begin late, so that only the T of the training" in str(note)
     drawn = dataclasses.replace(
         late, recipe=dataclasses.replace(late.recipe, encode={"kind": "mixed", "least": 2}, steps=4)
     )
+    assert not drawn.single
     named = called([told("a", "hybrid", 4, "x"), drawn])
     traits = "layers 1 step late, trained for T = 2 to 4"
     assert [run.label for run in named] == ["hybrid", f"hybrid ({traits})"]

@@ -141,6 +141,9 @@ def _notes(cast: Cast) -> list[Block]:
     words = "On the test part at the end of training, one run each: one run gives no interval."
     if any(row["method"] == CONVERT for run in cast.runs for row in run.rows):
         words += " convert is the teacher with spiking neurons, calibrated for each T, not trained."
+    apart = [run.label for run in cast.runs if run.single]
+    if apart:
+        words += f" {listed(apart)}: layers begin late, so that only the T of the training counts."
     return [Note(words)]
 
 

@@ -13,7 +13,7 @@ from spikelet.examine import MEASURES
 from spikelet.examine.work import FOLDER, LEFT_OUT, left_out
 from spikelet.recipe import Recipe
 from spikelet.train import read_recipe
-from spikelet.train.running import spiking
+from spikelet.train.running import single, spiking
 from spikelet.train.stored import stored_object, stored_rows
 
 Row = Mapping[str, Any]
@@ -75,6 +75,11 @@ class Told:
         words += [f"layers {steps} late"] if late else []
         drawn = f"trained for T = {encode.get('least', 1)} to {self.recipe.steps}"
         return ", ".join([*words, *([drawn] if encode["kind"] == "mixed" else [])])
+
+    @property
+    def single(self) -> bool:
+        """Whether its network is another one at fewer steps than those it was trained for."""
+        return self.taught and single(self.recipe)
 
     @property
     def own(self) -> str:

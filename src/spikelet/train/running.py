@@ -56,6 +56,15 @@ def spiking(recipe: Recipe) -> bool:
     return not by_levels(recipe) or (waits and recipe.method != "qann")
 
 
+def single(recipe: Recipe) -> bool:
+    """Whether a student is another network at fewer steps than its own: where layers begin late.
+
+    Trained with the encoder `mixed` it answers at every T.
+    """
+    late = bool(recipe.neuron.get("delay")) and recipe.steps > 1
+    return late and spiking(recipe) and recipe.encode.get("kind") != "mixed"
+
+
 def kind(recipe: Recipe) -> str:
     """What a recipe's student is: "snn" or "quantised ann" (it has no spikes).
 

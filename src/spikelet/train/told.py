@@ -14,7 +14,7 @@ from spikelet.recipe import Recipe
 from spikelet.train.load import ANN
 from spikelet.train.place import CHECKPOINT, Place
 from spikelet.train.run import read_json
-from spikelet.train.running import spiking
+from spikelet.train.running import single, spiking
 
 NAMED = 5  # classes that are listed
 HARDLY = 1.5  # times chance: a teacher below it has nothing to teach
@@ -81,7 +81,7 @@ def warn(recipe: Recipe, place: Place) -> None:
             "this student has no spikes: `quantised` trains it with the levels that T steps can "
             f"count, and so it answers; --neuron.delay {need} makes it spike as it was trained"
         )
-    elif recipe.neuron.get("delay") and recipe.steps > 1 and recipe.encode.get("kind") != "mixed":
+    elif single(recipe):
         place.tell(
             f"its layers begin late: it is trained to answer at T = {recipe.steps}, and at fewer "
             "steps it is another network; --encode mixed trains all of them"
