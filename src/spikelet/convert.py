@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ def convert(
     Raises:
         UserError: if `steps` is below 1, or one that lists every place that cannot convert.
     """
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, Integral) or steps < 1:
         raise UserError(f"steps = {steps!r}", "expected a whole number of at least 1", "raise it")
     net = capture(model)
     if calibrate is not None and not isinstance(calibrate, Tensor):

@@ -8,6 +8,7 @@ are; the others undo that first, since spikes stand for intensities between 0 an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar, Literal, final
 
 import torch
@@ -83,7 +84,7 @@ def slid(x: Tensor, images: Tensor, share: float, drawn: Tensor) -> Tensor:
 
 
 def _check_steps(steps: int) -> None:
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, Integral) or steps < 1:
         raise UserError(f"steps = {steps!r}", "expected a whole number of at least 1", "raise it")
 
 
