@@ -4,8 +4,8 @@
 
 Recipes, all of binary spikes at the same T: BPTT and rate-based backpropagation from scratch, the
 latter from the converted teacher, all three with the labels alone; the default method
-from the converted teacher with the same gradient; and the default method in layers that begin
-T - 1 steps late, trained by levels (docs/delay.md). Each takes, at every length, the one of the
+from the converted teacher, by BPTT; and the default method in layers that begin T - 1 steps
+late, trained by levels (docs/delay.md). Each takes, at every length, the one of the
 learning rates that is best on validation images in runs of the second length with a seed that is
 not used again. Cells are runs of `spikelet distill` in DIR; finished ones are kept. FILE gets the
 rows, versions, commit and date, and beside it a plot.
@@ -31,7 +31,7 @@ RECIPES = {
     "BPTT from scratch": ("none", "scratch", "bptt"),
     "rates from scratch": ("none", "scratch", "rate"),
     "rates from conversion": ("none", "converted", "rate"),
-    "default method": (DEFAULT_METHOD, "converted", "rate"),
+    "default method": (DEFAULT_METHOD, "converted", "bptt"),
     "default method, layers begin late": (DEFAULT_METHOD, "converted", "quantised"),
 }
 Cell = tuple[str, int]
@@ -109,7 +109,7 @@ def main() -> None:
     add("--steps", type=int, default=4)
     add("--epochs", type=int, nargs="+", default=[1, 2, 4, 8])
     add("--seeds", type=int, default=3)
-    add("--rates", type=float, nargs="+", default=[0.002, 0.006])
+    add("--rates", type=float, nargs="+", default=[0.002, 0.006, 0.02])
     add("--jobs", type=int, default=1, help="more of them share cores: prices then say little")
     options = parser.parse_args()
     cells = list(product(RECIPES, options.epochs))

@@ -25,6 +25,7 @@ from spikelet.recipe import (
     Recipe,
     Training,
     build,
+    completed,
     default_recipe,
     resolve,
 )
@@ -203,11 +204,32 @@ def test_importing_recipes_is_cheap() -> None:
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize(("steps", "kind"), [(1, "rate"), (2, "bptt"), (4, "rate"), (None, "rate")])
-def test_the_gradient_of_a_default_depends_on_the_steps(steps: int | None, kind: str) -> None:
-    known = {} if steps is None else {"steps": steps}
-    recipe = default_recipe("distill", {"kind": "mnist"}, **known)
-    assert recipe.execute == {"kind": kind, "fuse": True}
+@pytest.mark.parametrize(
+    ("steps", "data", "more", "chosen", "kind"),
+    [
+        (1, {"kind": "mnist"}, {}, (), "rate"),
+        (2, {"kind": "mnist"}, {}, (), "bptt"),
+        (4, {"kind": "mnist"}, {}, (), "bptt"),
+        (8, {"kind": "mnist"}, {}, (), "rate"),
+        (4, {"kind": "imagefolder"}, {}, (), "rate"),
+        (4, {"kind": "imagefolder", "size": 32}, {}, (), "bptt"),
+        (4, {"kind": "mnist", "size": 64}, {}, (), "rate"),
+        (2, {"kind": "imagenet"}, {}, (), "bptt"),
+        (4, {"kind": "mnist"}, {"neuron": {"kind": "IF", "delay": 1}}, (), "rate"),
+        (4, {"kind": "mnist"}, {"neuron": {"kind": "IF", "signed": True}}, (), "rate"),
+        (4, {"kind": "mnist"}, {"encode": {"kind": "mixed"}}, (), "rate"),
+        (4, {"kind": "mnist"}, {}, ("execute.kind",), "rate"),
+        (4, {"kind": "mnist"}, {}, ("execute.windows",), "rate"),
+        (4, {"kind": "mnist"}, {}, ("execute.fuse", "steps"), "bptt"),
+    ],
+)
+def test_the_gradient_of_a_default(
+    steps: int, data: dict[str, Any], more: dict[str, Any], chosen: tuple[str, ...], kind: str
+) -> None:
+    """Through time where that pays, unless a way was chosen."""
+    recipe = default_recipe("distill", data, steps=steps, **more)
+    assert recipe.execute == {"kind": "rate", "fuse": True}
+    assert completed(recipe, chosen).execute == {"kind": kind, "fuse": True}
     for method, way in (("qann", "quantised"), ("twkd", "bptt")):
-        found = default_recipe("distill", {"kind": "mnist"}, method, **known)
+        found = completed(default_recipe("distill", data, method, steps=steps), chosen)
         assert found.execute["kind"] == way

@@ -23,7 +23,7 @@ from spikelet.cli.runs import (
     with_frames,
 )
 from spikelet.errors import UserError, unknown
-from spikelet.recipe import METHODS, MODELS, Recipe, Spec, default_recipe, gentler, terms_of
+from spikelet.recipe import METHODS, MODELS, Recipe, Spec, completed, default_recipe, terms_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,10 +73,8 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
         what = "without --model the student has the width of its teacher's run"
         raise UserError("--width", what, "add --model small-cnn or another, or leave it out")
     given = [*leaves_of(options), *leaves]
-    ways = {leaf.path for leaf in given if leaf.path.startswith("execute.")} - {"execute.fuse"}
-    known = {} if ways or options.steps is None else {"steps": options.steps}
-    recipe = default_recipe("distill", data, options.method, teacher=teacher, model=model, **known)
-    recipe = gentler(overridden(recipe, given), {leaf.path for leaf in given})
+    recipe = default_recipe("distill", data, options.method, teacher=teacher, model=model)
+    recipe = completed(overridden(recipe, given), {leaf.path for leaf in given})
     recipe = dataclasses.replace(recipe, data=with_frames(recipe.data, recipe.steps))
     added = [name for name in recipe.terms if name not in terms_of(options.method)]
     if added:  # not the method any more, least of all the control `none`

@@ -36,7 +36,7 @@ from spikelet.examine.work import file_of, work
 from spikelet.measure import accuracy, accuracy_over_steps, health
 from spikelet.neuron import IF
 from spikelet.recipe import DITHER, Recipe
-from spikelet.recipe.methods import DEFAULT_METHOD, default_recipe
+from spikelet.recipe.methods import DEFAULT_METHOD, completed, default_recipe
 from spikelet.train import Interrupted, read_json, write_json
 from spikelet.train.job import calibration, distill, teach
 from spikelet.train.load import Loaded, load
@@ -181,7 +181,8 @@ def _recipe(
     else:
         fields |= {"training": settings.training(method), "teacher": {"run": str(teacher)}}
         fields |= {"steps": settings.steps}
-    return default_recipe(task, data_spec(seed, settings), method, **fields)
+    recipe = default_recipe(task, data_spec(seed, settings), method, **fields)
+    return recipe if task == "teach" else completed(recipe)
 
 
 def _measured(

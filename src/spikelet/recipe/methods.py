@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Any
 
 from spikelet.errors import unknown
@@ -52,7 +52,9 @@ FIELDS: Mapping[str, dict[str, Any]] = {
 }
 FUSED = ("rate", "bptt")  # ways of running that can compile their neurons
 DEFAULT_METHOD = "fading"
-EXACT = (2,)  # steps where the exact gradient costs a fifth more than the rates' (docs/recipe.md)
+ALWAYS, OFTEN = (2,), (3, 4)  # T at which gradients through time pay (docs/recipe.md),
+SMALL = 32  # the latter on images of at most so many pixels a side: all steps lie in memory
+SIDES = {"digits": 8, "mnist": 28, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32}
 DITHER = 0.125  # of the threshold: enough for uniform areas, no loss elsewhere (docs/recipe.md)
 
 # Distillation starts near a solution: adaptive steps, with the gradient's norm clipped, keep it.
@@ -105,6 +107,27 @@ def terms_of(method: str) -> dict[str, Spec]:
     return {name: dict(spec) for name, spec in METHODS[method].items()}
 
 
+def completed(recipe: Recipe, chosen: Collection[str] = ()) -> Recipe:
+    """A student's recipe with the defaults that depend on several of its parts.
+
+    They are the way of its gradient and the learning rate. What is among the leaves that were
+    chosen stays.
+    """
+    ways = {path for path in chosen if path.startswith("execute.")} - {"execute.fuse"}
+    if recipe.execute["kind"] == "rate" and not ways and _exactly(recipe):
+        recipe = dataclasses.replace(recipe, execute={**recipe.execute, "kind": "bptt"})
+    return gentler(recipe, chosen)
+
+
+def _exactly(recipe: Recipe) -> bool:
+    """Whether gradients through time buy more than the epochs they cost (measured: docs/log.md)."""
+    neuron, data = recipe.neuron, recipe.data
+    plainly = not (neuron.get("signed") or neuron.get("delay"))
+    plainly = plainly and recipe.encode["kind"] == "direct"
+    side = data.get("size") or SIDES.get(str(data.get("kind")), SMALL + 1)
+    return recipe.steps in ALWAYS or (recipe.steps in OFTEN and plainly and side <= SMALL)
+
+
 def gentler(recipe: Recipe, chosen: Container[str]) -> Recipe:
     """A recipe at a rate that its norms bear, unless the rate is among the leaves that were chosen.
 
@@ -130,9 +153,7 @@ def another_kind(place: str, kind: str, spec: Spec | None) -> Spec:
 
 
 def default_recipe(task: str, data: Spec, method: str = DEFAULT_METHOD, **fields: Any) -> Recipe:
-    """The recipe a run starts from; `fields` replace whole fields of it.
-
-    How a student's gradient is taken depends on `steps`, where they are among the fields.
+    """The recipe a run starts from; `fields` replace whole fields of it, `completed` adds to it.
 
     Args:
         task: "teach" or "distill".
@@ -151,8 +172,7 @@ def default_recipe(task: str, data: Spec, method: str = DEFAULT_METHOD, **fields
     }
     if not teach:
         values |= {"neuron": {"kind": "IF", "dither": DITHER}}
-        exact = fields.get("steps") in EXACT
-        values |= {"execute": {"kind": "bptt" if exact else "rate"}} | FIELDS.get(method, {})
+        values |= {"execute": {"kind": "rate"}} | FIELDS.get(method, {})
         if kind != "digits" and values["execute"]["kind"] in FUSED:
             values["execute"] = {**values["execute"], "fuse": True}
     if teach:
