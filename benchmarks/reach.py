@@ -27,7 +27,7 @@ from spikelet.recipe import DEFAULT_METHOD
 
 # one epoch of a ResNet-20 of width 16 and its teacher's forwards, in epochs of the ANN (bf16, CPU)
 PRICES = {
-    ("binary", 1): 1.6, ("binary", 2): 2.1, ("binary", 4): 3.3,
+    ("binary", 1): 1.6, ("binary", 2): 2.7, ("binary", 4): 4.4,
     ("one step late", 2): 2.2, ("one step late", 4): 3.5,
     ("late", 2): 1.5, ("late", 4): 1.5, ("none", 2): 1.1, ("none", 4): 1.1,
     ("signed", 2): 2.3, ("signed", 4): 3.5,
