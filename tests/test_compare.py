@@ -162,6 +162,21 @@ def test_frozen_norms_have_a_rate_that_they_bear() -> None:
     assert rates(**{"norm": "frozen", "training.learning_rate": 0.002}) == [0.002] * 3
 
 
+def test_what_a_variant_sets_goes_before_the_grid() -> None:
+    """And the table says where its training is another."""
+    name = "logits[training.epochs=3,training.learning-rate=0.001,neuron.signed=False,execute=bptt]"
+    overrides = {"training.learning_rate": 0.01, "neuron.signed": True, "execute.kind": "rate"}
+    grid = Grid({"kind": "mnist"}, (name, "logits"), epochs=1, overrides=overrides)
+    mine, usual = (grid.recipe(Cell(each, 4, 0)) for each in (name, "logits"))
+    assert (mine.training.epochs, mine.training.learning_rate) == (3, 0.001)
+    assert (mine.neuron["signed"], mine.execute["kind"]) == (False, "bptt")
+    assert (usual.training.epochs, usual.training.learning_rate) == (1, 0.01)
+    assert (usual.neuron["signed"], usual.execute["kind"]) == (True, "rate")
+    (said,) = [note for note in notes(grid) if note.startswith(name)]
+    assert "epochs = 3 (none: 1)" in said
+    assert not [note for note in notes(grid) if note.startswith("logits has")]
+
+
 def test_methods_are_joined_and_taken_from_elsewhere() -> None:
     joined = recipe_of("logits+affine", DATA)
     assert joined.terms.keys() == {"ce", "logits", "affine"}
@@ -615,8 +630,8 @@ def test_cell_killed_before_its_first_checkpoint_begins_anew(
 @pytest.mark.parametrize(
     ("file", "content", "fix"),
     [
-        ("cells/none-T2-seed0/results.json", "{", "delete its folder"),
-        ("cells/none-T2-seed0/results.json", '{"rows": []}', "delete its folder"),
+        ("cells/none-T2-seed0/results.json", "{", "delete this file"),
+        ("cells/none-T2-seed0/results.json", '{"rows": []}', "delete this file"),
         ("cells/none-T2-seed0/card.json", "null", "delete its folder"),
         ("cells/none-T2-seed0/env.json", "[]", "delete its folder"),
         ("cells/none-T2-seed0/recipe.json", "", "delete its folder"),
@@ -863,7 +878,7 @@ def test_a_method_that_cannot_be_made_is_refused_before_anything_trains(tmp_path
         ("logits[logits.fade=-1]", "terms.logits.fade = -1"),
         ("logits[encode.kind=mixed,encode.least=3]", "least"),
         ("logits[ce.per-step=True]", "has the mean's gradient only"),
-        ("logits[execute.windows=2]", "expected a divisor of the 1 steps"),
+        ("logits[execute.windows=2]", "at T = 1: windows = 2`: expected a divisor of the 1 steps"),
         ("logits[logits.fade=1,ce.fade=1]", "every term fades"),
     ):
         with pytest.raises(UserError, match=what) as found:

@@ -258,7 +258,8 @@ def _require_parts(student: Any, teacher: Any, terms: Any, execute: Any, encode:
     """Raises for what is no network, no mapping or no function."""
     network, pairs = isinstance(student, nn.Module), isinstance(terms, Mapping)
     guide = teacher is None or isinstance(teacher, nn.Module)
-    encodes, names = encode is None or callable(encode), '{"ce": CrossEntropy()}'
+    encodes = encode is None or (callable(encode) and not isinstance(encode, type))
+    names = '{"ce": CrossEntropy()}'
     for name, value, holds, expected, fix in (
         ("student", student, network, "a network", "pass a torch module"),
         ("teacher", teacher, guide, "a network or None", "pass a torch module, as load(RUN).net"),

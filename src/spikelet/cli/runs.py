@@ -178,7 +178,7 @@ def resumed(
         stored = {**read_json(run / "results.json"), "rows": rows}
         return {**stored, "run": str(run), "finished": True}
     if finished:
-        lost = f"{run} is finished, but its weights are lost: its checkpoint gives them back"
+        lost = f"{run} is finished, but has lost files: they are made again from its checkpoint"
         console.print(lost, markup=False, highlight=False, soft_wrap=True)
     start = job.teach if recipe.task == "teach" else job.distill
     return start(recipe, run, resume=True, console=console, device=device_of(options))

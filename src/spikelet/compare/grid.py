@@ -149,14 +149,14 @@ class Grid:
     @cached_property
     def _overridden(self) -> dict[str, tuple[Recipe, set[str]]]:
         """Each method's recipe with the overrides that it has a leaf for, and their names."""
-        given = {"training.epochs": self.epochs, "training.batch": self.batch}
-        mine = {key: value for key, value in given.items() if value is not None}
+        shared = {"training.epochs": self.epochs, "training.batch": self.batch}
+        mine = {key: value for key, value in shared.items() if value is not None}
         found = {}
         for method in self.methods:
-            recipe, _ = overridden(recipe_of(method, self.data), mine)
-            recipe, used = overridden(recipe, self.overrides)
-            chosen = {*self.overrides, *variant(method)[1]}
-            found[method] = gentler(recipe, chosen), used
+            own = settings_of(method, recipe_of(method, self.data))  # they go before the grid's
+            given = {k: v for k, v in {**mine, **self.overrides}.items() if k not in own}
+            recipe, used = overridden(recipe_of(method, self.data), given)
+            found[method] = gentler(recipe, {*given, *own}), (used | set(own)) & set(self.overrides)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def recipe_of(method: str, data: Spec) -> Recipe:
     recipe = _named(plainly, data)
     if not settings:
         return recipe
-    leaves = {_dotted(path, recipe): value for path, value in settings.items()}
+    leaves = settings_of(method, recipe)
     try:
         changed, used = overridden(recipe, leaves)
     except UserError as error:
@@ -190,7 +190,14 @@ def recipe_of(method: str, data: Spec) -> Recipe:
     return dataclasses.replace(changed, method=method)
 
 
+def settings_of(method: str, recipe: Recipe) -> dict[str, Any]:
+    """The leaves that a variant sets, by their whole names."""
+    return {_dotted(path, recipe): value for path, value in variant(method)[1].items()}
+
+
 def _dotted(path: str, recipe: Recipe) -> str:
+    if path in ("execute", "neuron", "encode"):
+        return f"{path}.kind"
     return f"terms.{path}" if path.split(".")[0] in recipe.terms else path
 
 

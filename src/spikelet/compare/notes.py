@@ -9,7 +9,7 @@ from spikelet.compare.grid import Cell, Grid
 
 def notes(grid: Grid) -> list[str]:
     """Sentences about settings that a method of the grid does not take, and a learning teacher."""
-    return [*_kept_neurons(grid), *_learning_teacher(grid)]
+    return [*_kept_neurons(grid), *_other_trainings(grid), *_learning_teacher(grid)]
 
 
 def _kept_neurons(grid: Grid) -> Iterator[str]:
@@ -22,6 +22,20 @@ def _kept_neurons(grid: Grid) -> Iterator[str]:
                 f"{method} stays on integrate-and-fire levels: a quantised ANN has no leak, sign "
                 f"or delay, so {settings} is not applied to it."
             )
+
+
+def _other_trainings(grid: Grid) -> Iterator[str]:
+    """A variant that trains longer, or in other batches, differs by more than its losses."""
+    usual = grid.recipe(Cell("none", grid.steps[0], 0)).training
+    for method in grid.methods:
+        mine = grid.recipe(Cell(method, grid.steps[0], 0)).training
+        apart = [
+            f"{name} = {getattr(mine, name)} (none: {getattr(usual, name)})"
+            for name in ("epochs", "least_steps", "batch")
+            if getattr(mine, name) != getattr(usual, name)
+        ]
+        if apart:
+            yield f"{method} has a training of its own: {', '.join(apart)}."
 
 
 def _learning_teacher(grid: Grid) -> Iterator[str]:

@@ -99,7 +99,8 @@ def require_buildable(grid: Grid) -> None:
             encode = encoding(recipe, *UNKNOWN, steps)
             require_suited(build_terms(recipe), execute, getattr(encode, "lengths", [steps]))
         except UserError as error:
-            where = f"--methods {method}: {error.argument}"
+            at = f" at T = {steps}" if len(grid.steps) > 1 else ""
+            where = f"--methods {method}{at}: {error.argument}"
             raise UserError(where, error.message, error.fix) from error
 
 

@@ -27,6 +27,7 @@ from spikelet.train.stored import RESULTS_FILE as RESULTS
 from spikelet.train.stored import stored_rows
 
 AGAIN = "delete its folder to compute the run again"
+ANEW = "delete this file to measure the run again"
 DEFECT_FILE = "error.txt"
 PEAK_OF_PROCESS = Path("/proc/self/clear_refs")
 
@@ -129,7 +130,7 @@ def perform(station: Station, job: Job) -> Outcome:
 
 def read_rows(run: Path) -> list[dict[str, Any]] | None:
     """The rows of a finished run; None of an unfinished one."""
-    return stored_rows(run, AGAIN) if (run / RESULTS).exists() else None
+    return stored_rows(run, ANEW) if (run / RESULTS).exists() else None
 
 
 def died(job: Job, seconds: float, status: int | None) -> Outcome:

@@ -131,13 +131,13 @@ def _exactly(recipe: Recipe) -> bool:
 def gentler(recipe: Recipe, chosen: Container[str]) -> Recipe:
     """A recipe at a rate that its norms bear, unless the rate is among the leaves that were chosen.
 
-    Only students' common rate changes, with the optimiser it is meant for; digits bear theirs.
+    It is that of adaptive steps; who chooses another optimiser chooses its rate as well.
     """
     training = recipe.training
-    common = (training.optimiser, training.learning_rate) == ("adamw", GENTLE["learning_rate"])
-    if recipe.norm_kind != "frozen" or RATE in chosen or not common:
+    if recipe.norm_kind != "frozen" or RATE in chosen or training.optimiser != "adamw":
         return recipe
-    return dataclasses.replace(recipe, training=dataclasses.replace(training, learning_rate=FROZEN))
+    rate = min(training.learning_rate, FROZEN)
+    return dataclasses.replace(recipe, training=dataclasses.replace(training, learning_rate=rate))
 
 
 def another_kind(place: str, kind: str, spec: Spec | None) -> Spec:

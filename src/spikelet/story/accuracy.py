@@ -58,8 +58,9 @@ def rows_of(cast: Cast) -> list[dict[str, Any]]:
     """The rows of all runs under the names of the page, each network once at each T."""
     found: dict[tuple[str, int | None], dict[str, Any]] = {}
     for run in cast.runs:
+        apart = {row["method"] for row in run.rows if _differs(row, found)}
         for row in run.rows:
-            name = _name(run, row, found)
+            name = _name(run, row, row["method"] in apart)
             found.setdefault((name, row["steps"]), _renamed(row, name))
     for source in cast.sources("steps"):
         if not _of_all_images(source):
@@ -83,16 +84,20 @@ def _of_all_images(source: Source) -> bool:
     return bool(apart) and max(apart) < SAME and settings.get("split") == "test"
 
 
-def _name(run: Told, row: Row, found: Mapping[tuple[str, int | None], Row]) -> str:
-    """What the page calls a row's network; conversions that differ are told apart."""
+def _differs(row: Row, found: Mapping[tuple[str, int | None], Row]) -> bool:
+    """Whether another run has other numbers under the name of a row."""
+    same = found.get((row["method"], row["steps"]))
+    return same is not None and abs(same["accuracy"] - row["accuracy"]) > 1e-9
+
+
+def _name(run: Told, row: Row, apart: bool) -> str:
+    """What the page calls a row's network; conversions that differ at any T are told apart."""
     method = str(row["method"])
     if method == TEACHER:
         return str(run.teacher if run.taught else run.label)
     if method == run.own:
         return run.label
-    same = found.get((method, row["steps"]))
-    clash = same is not None and abs(same["accuracy"] - row["accuracy"]) > 1e-9
-    return f"{method} of {run.label}" if clash else method
+    return f"{method} of {run.label}" if apart else method
 
 
 def _renamed(row: Row, name: str) -> dict[str, Any]:
@@ -225,7 +230,7 @@ def _findings(cast: Cast, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if plainly is not None and run.own != CONVERT:
             parts.append(_apart(value - plainly["accuracy"], "the untrained conversion"))
         if parts:
-            at = "" if "T =" in run.label else f" at T = {t}"
+            at = "" if run.label.endswith(f"T = {t})") else f" at T = {t}"
             said.append(f"{run.label}{at} is {' and '.join(parts)}")
     runs = "one run" if len(said) == 1 else "one run each"
     said = [f"{'; '.join(said)} ({runs})."] if said else []

@@ -65,7 +65,7 @@ class Told:
     def traits(self) -> str:
         """What sets it apart from a default student, in a few words; nothing for one of those."""
         if not self.spikes:
-            return ""
+            return "no spikes" if self.taught and self.own != "qann" else ""
         encode = self.recipe.encode
         neuron = self.recipe.neuron
         kind, late = neuron["kind"], neuron.get("delay", 0)

@@ -30,7 +30,7 @@ def require_suited(
     if windows < 1 or any(each % windows for each in steps):
         several = f"all of {steps[0]} to {steps[-1]}, of which the encoder draws"
         what = several if len(steps) > 1 else f"the {steps[0]} steps"
-        fix = "try 1, or 2 if they are even" if len(steps) == 1 else "use one, or direct encoding"
+        fix = "use one" if len(steps) == 1 else "use one, or direct encoding"
         raise UserError(f"windows = {windows}", f"expected a divisor of {what}", fix)
     if not terms:
         raise UserError("terms = {}", "there is nothing to learn from", "pass a term")

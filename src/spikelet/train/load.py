@@ -72,8 +72,8 @@ class Loaded:
             UserError: for images of another type.
         """
         if not isinstance(images, Tensor) or images.dtype != torch.float32:
-            found = getattr(images, "dtype", type(images).__name__)
-            what = f"expected normalised images as a float32 tensor, got {found}"
+            got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            what = f"expected normalised images as a float32 tensor, got {got}"
             raise UserError("images", what, "take spikelet.data.normalise(pixels, run.dataset())")
         if self.kind == ANN:
             return self.net(still(images))

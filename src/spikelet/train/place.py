@@ -20,7 +20,7 @@ from spikelet.heap import keep_freed_memory
 from spikelet.processes import first, rank
 from spikelet.recipe import Recipe
 from spikelet.train.interrupt import begun_line
-from spikelet.train.load import MODEL_FILE, digests
+from spikelet.train.load import MODEL_FILE, TEACHER_FILE, digests
 from spikelet.train.run import (
     ENV_FILE,
     digest,
@@ -31,7 +31,7 @@ from spikelet.train.run import (
     write_json,
     write_recipe,
 )
-from spikelet.train.stored import RESULTS_FILE, stored_rows
+from spikelet.train.stored import DESCRIPTIONS, RESULTS_FILE, stored_object, stored_rows
 
 AGAIN = "delete it and resume the run to measure again"
 CHECKPOINT = "checkpoint"
@@ -97,20 +97,41 @@ def finished(place: Place) -> dict[str, Any] | None:
 
 
 def intact(run: Path) -> bool:
-    """Whether a finished run has the weights it has written; a checkpoint gives lost ones back.
+    """Whether a finished run has what it has written; its checkpoint gives lost files back.
 
     Raises:
-        UserError: if they are gone or damaged, and there is no checkpoint.
+        UserError: if its results are damaged, or something else is and there is no checkpoint.
     """
+    stored_rows(run, AGAIN)
+    lost = next((name for name in _written(run) if not _kept(run, name)), None)
+    if lost is not None and not holds_state(run / CHECKPOINT):
+        what = f"it is finished, but {lost} is lost or damaged, and there is no checkpoint"
+        fix = f"take {lost} from a copy, or make the run again in a new folder"
+        raise UserError(f"run = {run}", what, fix)
+    return lost is None
+
+
+def _written(run: Path) -> list[str]:
+    """The files of a run that can be made again; an older one may lack a description."""
+    sums = stored_object(run / RESULTS_FILE).get("sums")
+    known = [name for name in DESCRIPTIONS if name in (sums or {})]
+    taught = [TEACHER_FILE] if (run / "teacher.json").exists() else []
+    return [*known, MODEL_FILE, *taught]
+
+
+def _kept(run: Path, name: str) -> bool:
+    """Whether a file is what the run has written, as far as its sum is known."""
     try:
-        sha256 = digests(run / "card.json").get("student")
-        kept = (run / MODEL_FILE).exists() and sha256 in (None, digest(run / MODEL_FILE))
+        sums = dict(stored_object(run / RESULTS_FILE).get("sums") or {})
+        found = digests(run / "card.json")
+        sums |= {
+            file: found[whose]
+            for file, whose in ((MODEL_FILE, "student"), (TEACHER_FILE, "teacher"))
+            if whose in found
+        }
+        return (run / name).exists() and sums.get(name) in (None, digest(run / name))
     except UserError:  # a card that cannot be read is written anew as well
-        kept = False
-    if not kept and not holds_state(run / CHECKPOINT):
-        what = f"it is finished, but its weights {MODEL_FILE} are lost, and so is its checkpoint"
-        raise UserError(f"run = {run}", what, "make the run again in a new folder")
-    return kept
+        return False
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import nn
 from spikelet.errors import UserError
 from spikelet.folder import digest, replacing
 from spikelet.recipe import Recipe
+from spikelet.train.running import single, spiking
 
 if TYPE_CHECKING:
     from spikelet.data import Dataset
@@ -107,15 +108,14 @@ def card(
     recipe: Recipe, dataset: Dataset, teacher: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What the weights are for and where they come from; `teacher` is what is known of it."""
-    spiking = recipe.task == "distill"
-    what = f"a spiking network for 1 to {recipe.steps} time steps" if spiking else "a network"
+    student = recipe.task == "distill"
     return {
         "schema": 1,
-        "intended_use": f"{what} that sorts images into the {len(dataset.classes)} classes of "
-        f"{dataset.name}; not checked on anything else",
+        "intended_use": f"{_use(recipe)} that sorts images into the "
+        f"{len(dataset.classes)} classes of {dataset.name}; not checked on anything else",
         "task": recipe.task,
         "method": recipe.method,
-        "steps": recipe.steps if spiking else None,
+        "steps": recipe.steps if student else None,
         "model": recipe.model,
         "teacher": None if teacher is None else dict(teacher),
         "data": {
@@ -128,6 +128,17 @@ def card(
         },
         "seed": recipe.seed,
     }
+
+
+def _use(recipe: Recipe) -> str:
+    """What network a recipe makes, and for how many steps."""
+    if recipe.task == "teach":
+        return "a network"
+    if not spiking(recipe):
+        return f"a network of {recipe.steps + 1} levels an activation, without spikes,"
+    least = recipe.encode.get("least", 1) if recipe.encode["kind"] == "mixed" else 1
+    only = single(recipe) or least == recipe.steps
+    return f"a spiking network for {'' if only else f'{least} to '}{recipe.steps} time steps"
 
 
 def identity(

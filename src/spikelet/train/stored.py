@@ -79,6 +79,9 @@ def stored_weights(file: Path, sha256: str | None) -> dict[str, Tensor]:
     Raises:
         UserError: if the file is absent, damaged, or another than the run has written.
     """
+    if not file.exists():
+        fix = "`--resume` makes it again where there is a checkpoint"
+        raise UserError(str(file), "there is no such file", fix)
     weights = load_weights(file)
     if sha256 is not None and digest(file) != sha256:
         raise damaged(file, "it is not what the run has written: its sha256 differs")
