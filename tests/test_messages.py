@@ -263,6 +263,13 @@ TYPES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: bound(terms={"ce": spikelet.CrossEntropy(fade=None)}),
         "`terms.ce.fade = None`: expected a number",
     ),
+    "a word for a switch": (
+        lambda: spikelet.IF(signed="False"),
+        "`signed = 'False'`: expected True or False",
+    ),
+    "dither": (lambda: spikelet.IF(dither="a"), "`dither = 'a'`: expected a share"),
+    "delay": (lambda: spikelet.IF(delay=True), "`delay = True`: expected a whole number"),
+    "a class for an encoder": (lambda: bound(encode=spikelet.Direct), "`encode`: expected an enc"),
     "terms": (
         lambda: bound(terms=[spikelet.CrossEntropy()]),
         "`terms`: expected names and losses, got list",

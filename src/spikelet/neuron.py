@@ -152,9 +152,12 @@ class Integrator(Neuron):
         dither: float,
     ) -> None:
         super().__init__(threshold, initial, learn_threshold)
-        if not 0 <= dither <= 1:
+        for name, value in (("signed", signed), ("learn_threshold", learn_threshold)):
+            if not isinstance(value, bool):
+                raise UserError(f"{name} = {value!r}", "expected True or False", "choose one")
+        if not isinstance(dither, float | int) or not 0 <= dither <= 1:
             what = "expected a share of the threshold, 0 to 1"
-            raise UserError(f"dither = {dither}", what, "try 0.125, or 0 for none")
+            raise UserError(f"dither = {dither!r}", what, "try 0.125, or 0 for none")
         if reset not in ("soft", "hard"):
             raise UserError(f"reset = {reset!r}", "expected 'soft' or 'hard'", "choose one")
         if signed and reset == "hard":
@@ -255,7 +258,7 @@ class IF(Integrator):
         super().__init__(
             threshold, initial, learn_threshold, reset, v_reset, detach, surrogate, signed, dither
         )
-        if not isinstance(delay, int) or delay < 0:
+        if not isinstance(delay, int) or isinstance(delay, bool) or delay < 0:
             what = "expected a whole number of steps, 0 or more"
             raise UserError(f"delay = {delay!r}", what, "try 1, or 0 for none")
         self.delay = delay

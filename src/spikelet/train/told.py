@@ -30,9 +30,10 @@ def announce(
     values = sum(p.numel() for p in net.parameters())
     shape = "x".join(map(str, dataset.train.images.shape[1:]))
     kind, training = stored.get("kind", "a model"), recipe.training.lasting(per_epoch)
+    epochs = "1 epoch" if training.epochs == 1 else f"{training.epochs} epochs"
     words = (
         f"training {kind} ({values:,} parameters) on {len(dataset.train):,} images of {shape}, "
-        f"{training.epochs} epochs in batches of {training.batch}, on {place.device}"
+        f"{epochs} in batches of {training.batch}, on {place.device}"
     )
     if training.epochs > recipe.training.epochs:
         words += f"; so many for {training.least_steps} steps (--epochs N sets another number)"
