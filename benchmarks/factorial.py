@@ -13,8 +13,6 @@ time. FILE gets the rows, the paired effects of each factor, versions, commit an
 from __future__ import annotations
 
 import argparse
-import io
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -136,40 +134,6 @@ def effect(
     return {"factor": factor, "what": what, "start": where, **difference(above, below)}
 
 
-def drawn(rows: Sequence[dict[str, Any]]) -> str:
-    """Accuracy against the price of training: a line per start, gradient and loss."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    colours = dict(zip(product(STARTS, EXECUTES), ("C0", "C1", "C2", "C3"), strict=True))
-    for (start, execute), method in product(colours, METHODS):
-        key = (start, execute, method, False)
-        mine = [r for r in rows if (r["start"], r["execute"], r["method"], r["swapped"]) == key]
-        mine.sort(key=lambda row: row["macs"])
-        if not mine:
-            continue
-        axes.errorbar(
-            [row["macs"] / 1e12 for row in mine],
-            [100 * statistics.fmean(row["accuracies"]) for row in mine],
-            [100 * statistics.stdev(row["accuracies"]) for row in mine],
-            color=colours[start, execute],
-            marker={"none": "o", "logits": "s", "hybrid": "^"}[method],
-            ls={"none": ":", "logits": "--", "hybrid": "-"}[method],
-            capsize=2,
-            label=f"{start}, {execute}, {method}",
-        )
-    axes.set_xscale("log")
-    axes.set_xlabel("multiply-accumulates of the training, forward and backward, 10^12")
-    axes.set_ylabel("test accuracy, %")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
-    file = io.StringIO()
-    none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(file, format="svg", metadata=none)
-    return file.getvalue()
-
-
 def options_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -199,7 +163,6 @@ def main() -> None:
     settings["teachers"] = [found["rows"][0]["accuracy"] for found in results]
     found = effects(rows)
     write(options.file, "factorial", settings, rows=rows, effects=found)
-    Path(options.file).with_suffix(".svg").write_text(drawn(rows), encoding="utf-8")
     for line in found:
         print(line)
 
