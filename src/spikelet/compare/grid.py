@@ -153,9 +153,10 @@ class Grid:
         mine = {key: value for key, value in shared.items() if value is not None}
         found = {}
         for method in self.methods:
-            own = settings_of(method, recipe_of(method, self.data))  # they go before the grid's
+            recipe = recipe_of(method, self.data)
+            own = settings_of(method, recipe)  # they go before the grid's
             given = {k: v for k, v in {**mine, **self.overrides}.items() if k not in own}
-            recipe, used = overridden(recipe_of(method, self.data), given)
+            recipe, used = overridden(recipe, given)
             found[method] = gentler(recipe, {*given, *own}), (used | set(own)) & set(self.overrides)
         return found
 

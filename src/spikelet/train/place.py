@@ -103,7 +103,9 @@ def intact(run: Path) -> bool:
         UserError: if its results are damaged, or something else is and there is no checkpoint.
     """
     stored_rows(run, AGAIN)
-    lost = next((name for name in _written(run) if not _kept(run, name)), None)
+    lost = next(
+        (name for name, sha256 in _sums(run).items() if not _kept(run / name, sha256)), None
+    )
     if lost is not None and not holds_state(run / CHECKPOINT):
         what = f"it is finished, but {lost} is lost or damaged, and there is no checkpoint"
         fix = f"take {lost} from a copy, or make the run again in a new folder"
@@ -111,27 +113,23 @@ def intact(run: Path) -> bool:
     return lost is None
 
 
-def _written(run: Path) -> list[str]:
-    """The files of a run that can be made again; an older one may lack a description."""
-    sums = stored_object(run / RESULTS_FILE).get("sums")
-    known = [name for name in DESCRIPTIONS if name in (sums or {})]
-    taught = [TEACHER_FILE] if (run / "teacher.json").exists() else []
-    return [*known, MODEL_FILE, *taught]
-
-
-def _kept(run: Path, name: str) -> bool:
-    """Whether a file is what the run has written, as far as its sum is known."""
+def _sums(run: Path) -> dict[str, str | None]:
+    """The files of a finished run that can be made again, and their sha256 where it is known."""
+    stored = stored_object(run / RESULTS_FILE).get("sums")
+    known = stored if isinstance(stored, dict) else {}
+    found: dict[str, str | None] = {name: known[name] for name in DESCRIPTIONS if name in known}
     try:
-        sums = dict(stored_object(run / RESULTS_FILE).get("sums") or {})
-        found = digests(run / "card.json")
-        sums |= {
-            file: found[whose]
-            for file, whose in ((MODEL_FILE, "student"), (TEACHER_FILE, "teacher"))
-            if whose in found
-        }
-        return (run / name).exists() and sums.get(name) in (None, digest(run / name))
-    except UserError:  # a card that cannot be read is written anew as well
-        return False
+        weights = digests(run / "card.json")
+    except UserError:  # the card has a sum, too, and is made again with the weights
+        weights = {}
+    found[MODEL_FILE] = weights.get("student")
+    if (run / "teacher.json").exists():
+        found[TEACHER_FILE] = weights.get("teacher")
+    return found
+
+
+def _kept(file: Path, sha256: str | None) -> bool:
+    return file.exists() and sha256 in (None, digest(file))
 
 
 @contextmanager
