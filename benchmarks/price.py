@@ -73,6 +73,11 @@ def scored(options: Any, cell: Cell) -> dict[str, Any]:
     }
 
 
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation over seeds; 0 of a single one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def drawn(rows: Sequence[dict[str, Any]], teacher: float) -> str:
     """Test accuracy over the training's price, a line per recipe, as SVG."""
     from matplotlib.figure import Figure
@@ -84,7 +89,7 @@ def drawn(rows: Sequence[dict[str, Any]], teacher: float) -> str:
         axes.errorbar(
             [row["macs"] / 1e12 for row in mine],
             [100 * statistics.fmean(row["accuracies"]) for row in mine],
-            [100 * statistics.pstdev(row["accuracies"]) for row in mine],
+            [100 * deviation(row["accuracies"]) for row in mine],
             marker=marker,
             capsize=2,
             label=recipe,
