@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +66,20 @@ def test_each_place_gets_its_own_copy_of_the_neuron() -> None:
     assert places(net) == ["layer1.2", "layer2.2", "relu", "layer3.2"]
     assert all(isinstance(n, LIF) and n.tau == 3.0 and n.detached for n in found)
     assert len({id(n) for n in [prototype, *found]}) == 5
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (CALIBRATION.tolist(), "got list"),
+        (CALIBRATION.byte(), "got torch.uint8"),
+        (CALIBRATION[0], "expected the 4 axes of a batch, it has 3"),
+        (CALIBRATION * math.nan, "values that are not finite"),
+    ],
+)
+def test_what_nothing_can_be_calibrated_with_is_told(given: Any, said: str) -> None:
+    with pytest.raises(UserError, match=f"`calibrate.*{said}"):
+        convert(Stages(), IF(), calibrate=given)
 
 
 def test_learned_thresholds_stay_learned_after_calibration() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,43 @@ def test_it_learns() -> None:
 def test_unequal_class_counts_are_refused(classes: int) -> None:
     with pytest.raises(UserError, match=rf"{classes} classes, the student 3"):
         distiller({"logits": Logits()}, teacher=Stages(classes=classes).double())
+
+
+NUMBERS = images("stages").double()
+UNFIT: dict[str, tuple[Any, Any, str]] = {
+    "bytes": (NUMBERS.byte(), LABELS, "`images`: expected normalised images as a tensor of float"),
+    "no tensor": (NUMBERS.tolist(), LABELS, "`images`: .* got list"),
+    "one image": (NUMBERS[0], LABELS[:1], "axes of a batch.*unsqueeze"),
+    "with time": (
+        NUMBERS.expand(2, *NUMBERS.shape),
+        LABELS,
+        "5; give them without an axis of time",
+    ),
+    "other channels": (NUMBERS[:, :1].repeat(1, 7, 1, 1), LABELS, "channels, it has 7"),
+    "numbers as labels": (NUMBERS, LABELS.float(), "indices as int64, got torch.float32"),
+    "one-hot labels": (NUMBERS, F.one_hot(LABELS), "one class index for each of the"),
+    "fewer labels": (NUMBERS, LABELS[1:], "one class index for each of the"),
+    "a list of labels": (NUMBERS, LABELS.tolist(), "class indices as a tensor, got list"),
+    "another class": (NUMBERS, LABELS + 3, "class indices from 0 to 2, found"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_batch_that_does_not_fit_is_one_sentence(name: str) -> None:
+    x, labels, said = UNFIT[name]
+    with pytest.raises(UserError, match=said):
+        distiller().double()(x, labels)
+
+
+def test_labels_that_count_in_no_loss_are_taken() -> None:
+    labels = LABELS.clone()
+    labels[0] = -100
+    assert torch.isfinite(distiller().double()(NUMBERS, labels)[0])
+
+
+def test_student_and_teacher_swapped_are_told() -> None:
+    with pytest.raises(UserError, match="`student`: it has no neurons, and the teacher has"):
+        Distiller(network("stages"), student("stages"), terms={"ce": CrossEntropy()})
 
 
 def test_no_teacher_is_enough_for_labels() -> None:

@@ -24,7 +24,7 @@ SOURCE = ROOT / "src" / "spikelet"
 LAYERS = (
     "spike encode recipe errors heap folder processes dither",
     "neuron norm models data checkpoint nested vision",
-    "graph trace layout dual anchor slopes kernels windows carry folding unroll shared",
+    "given graph trace layout dual anchor slopes kernels windows carry folding unroll shared",
     "rate convert stepwise",
     "execute quantise",
     "terms measure",

@@ -335,3 +335,6 @@ def test_layers_that_begin_late_spike_as_the_levels_they_were_trained_by(
     for strange in (dataset.test.images[:5], x.double(), x.numpy()):
         with pytest.raises(UserError, match="expected normalised images"):
             made.predict(strange)
+    for strange in (x[0], x[..., 1:], x.repeat(1, 3, 1, 1)):
+        with pytest.raises(UserError, match=r"expected a batch of images \(1, 8, 8\)"):
+            made.predict(strange)

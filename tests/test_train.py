@@ -319,6 +319,38 @@ def test_divergence_stops_and_keeps_the_last_good_state(
     assert_same(train(tmp_path, training, resume=True)[0], train(None, training)[0])
 
 
+LISTED = [(torch.randn(6, 1, 6, 6), torch.arange(6) % 3)]
+
+
+def test_listed_images_that_are_not_finite_are_told() -> None:
+    bad = [*LISTED, (LISTED[0][0] * math.nan, LISTED[0][1])]
+    with pytest.raises(UserError, match="`batches`: images of epoch 1, batch 2 are not finite"):
+        train(None, batches=bad)
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ({"images": 1, "labels": 2}, "got a dict"),
+        (LISTED[0][0], "got a Tensor"),
+        ((1.0, 2), "got a tuple of 2"),
+        ((LISTED[0][0],), "got a tuple of 1"),
+    ],
+)
+def test_batches_of_something_else_are_told(batch: Any, said: str) -> None:
+    with pytest.raises(UserError, match=f"`batches`: expected tensors.*{said}"):
+        train(None, batches=[batch])
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_processor_without_bf16_is_told(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    there = "_is_mkldnn_bf16_supported"
+    monkeypatch.setattr(torch.ops.mkldnn, there, lambda: fast, raising=False)
+    console = Console(file=StringIO(), width=200)
+    train(None, Training(epochs=1, precision="bf16"), batches=LISTED, console=console)
+    assert ("this processor has no bf16" in console.file.getvalue()) is not fast
+
+
 def test_a_checkpoint_by_the_clock_is_never_of_weights_that_are_not_finite(tmp_path: Path) -> None:
     training = Training(epochs=3, learning_rate=0.05, checkpoint_minutes=1e-9)
     with pytest.raises(UserError, match="epoch 2, batch 3"):

@@ -21,9 +21,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from spikelet.dual import fold, unfold
 from spikelet.encode import repeat, still
 from spikelet.errors import UserError
+from spikelet.given import require_batch_axes, require_finite
 from spikelet.graph import IN_PLACE, capture, is_activation, is_max_pool, plain, walk
 from spikelet.neuron import IF, Neuron, duplicate, per_channel
 from spikelet.norm import FrozenNorm
+from spikelet.trace import batch_axes
 
 CANDIDATES = 25
 EXAMPLES = 64
@@ -122,9 +124,9 @@ def convert(
     if not isinstance(steps, Integral) or steps < 1:
         raise UserError(f"steps = {steps!r}", "expected a whole number of at least 1", "raise it")
     net = capture(model)
-    if calibrate is not None and not isinstance(calibrate, Tensor):
-        what = f"expected normalised images as a tensor, got {type(calibrate).__name__}"
-        raise UserError("calibrate", what, "take torch.from_numpy, or images of spikelet.data")
+    if calibrate is not None:
+        require_batch_axes("calibrate", calibrate, batch_axes(net))
+        require_finite("calibrate", calibrate)
     found = obstacles(net)
     if found:
         places = "; ".join(f"{o.path}: {o.kind} ({o.fix})" for o in found)

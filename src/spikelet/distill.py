@@ -15,12 +15,13 @@ from torch import Tensor, fx, nn
 from spikelet.encode import Direct, fitted, slid, still
 from spikelet.errors import UserError
 from spikelet.execute import Execute, ann, rate
+from spikelet.given import require_batch_axes, require_images, require_labels
 from spikelet.graph import after, capture, stages
 from spikelet.neuron import Neuron
 from spikelet.processes import gathered, processes, rank
 from spikelet.terms.suited import require_suited
 from spikelet.terms.term import Binding, Pair, Reads, Step, Term
-from spikelet.trace import Tap, Trace
+from spikelet.trace import Tap, Trace, batch_axes
 
 
 def match(
@@ -101,6 +102,7 @@ class Distiller(nn.Module):
         if teacher is not None and not joint:
             self._frozen.append(freeze(teacher))
         example = _example(student, example)
+        self._like = example.shape
         lengths = getattr(self.encode, "lengths", None)
         steps = lengths or [len(self._encoded(example[:1], None))]
         require_suited(self.terms, execute, steps, taught=self.teacher is not None)
@@ -113,6 +115,7 @@ class Distiller(nn.Module):
         self._student_taps = _union([r.student for r in reads])
         self._teacher_taps = _union([r.teacher for r in reads])
         binding = self._bind(example, shown)
+        self._classes = binding.student.logits.shape[-1]
         self.own = nn.ModuleDict({name: t.init(binding) for name, t in self.terms.items()})
         self.own.to(example.device)
 
@@ -196,8 +199,7 @@ class Distiller(nn.Module):
             return None
         if self._frozen and _device(self.teacher) not in (None, x.device):
             self.teacher.to(x.device)  # not registered: it does not follow the student by itself
-        spiking = any(isinstance(module, Neuron) for module in self.teacher.modules())
-        if spiking:
+        if _spiking(self.teacher):
             return rate(self.teacher, x, self._teacher_taps)
         taps = {path: _analogue(fields) for path, fields in self._teacher_taps.items()}
         if shown is not None:
@@ -223,7 +225,12 @@ class Distiller(nn.Module):
             generator: source of the terms' and the encoder's randomness, on the CPU; without one,
                 torch's own.
             shown: normalised images "B ..." that are paired with these; by default drawn.
+
+        Raises:
+            UserError: for images or labels of another type or shape, and classes there are none of.
         """
+        require_images("images", images, self._like)
+        require_labels(labels, images, self._classes)
         x = self._encoded(images, generator)
         if shown is None and self.paired is not None:
             shown = self._shown(labels, _own(generator))
@@ -269,6 +276,13 @@ def _require_parts(student: Any, teacher: Any, terms: Any, execute: Any, encode:
     ):
         if not holds:
             raise UserError(name, f"expected {expected}, got {type(value).__name__}", fix)
+    if teacher is not None and _spiking(teacher) and not _spiking(student) and execute is not ann:
+        what = "it has no neurons, and the teacher has"
+        raise UserError("student", what, "give convert(...) as student and the ANN as teacher")
+
+
+def _spiking(net: nn.Module) -> bool:
+    return any(isinstance(module, Neuron) for module in net.modules())
 
 
 def weight_at(term: Term, progress: float | Tensor) -> float | Tensor:
@@ -353,6 +367,7 @@ def _example(student: nn.Module, example: Tensor | None) -> Tensor:
         example = student.meta.get("example")
     if example is None:
         raise UserError("example = None", "shapes are unknown", "pass some normalised images")
+    require_batch_axes("example", example, batch_axes(student))
     return example
 
 

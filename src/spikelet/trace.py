@@ -60,24 +60,30 @@ def fields_of(taps: Taps) -> dict[str, tuple[str, ...]]:
     return asked
 
 
-def require_time(net: fx.GraphModule, x: Tensor) -> None:
-    """Raise unless x has the axis of time that stands before the batch.
+def batch_axes(net: nn.Module) -> int | None:
+    """How many axes a batch has: by the network's first layer, or the images of its calibration.
 
-    How many axes a batch has is read off the network's first layer, or off the images that it was
-    calibrated on; where neither tells, nothing is refused.
+    None where neither tells.
     """
+    if not isinstance(net, fx.GraphModule):
+        return None
     entry = next((node for node in net.graph.nodes if node.op == "placeholder"), None)
     first = None if entry is None else next(iter(entry.users), None)
-    module = _called(net, first)
     example = net.meta.get("example")
     known = None if example is None or example.dim() > 4 else example.dim()  # not frames over time
-    axes = BATCH_AXES.get(type(module), known)
+    return BATCH_AXES.get(type(_called(net, first)), known)
+
+
+def require_time(net: fx.GraphModule, x: Tensor) -> None:
+    """Raise unless x has the axis of time before those of a batch, where `batch_axes` tells."""
+    axes = batch_axes(net)
     if axes is not None and x.dim() != axes + 1:
         shown = "T B C H W" if axes == 4 else f"time, then the {axes} axes of a batch"
         raise UserError(
             f"x {tuple(x.shape)}",
             f"expected time first: {shown}; it has {x.dim()} axes instead of {axes + 1}",
-            "give spikelet.repeat(images, steps=4), or images.unsqueeze(0) for one step",
+            "give spikelet.repeat(images, steps=4), or images.unsqueeze(0) for one step, "
+            "of a batch of images",
         )
 
 

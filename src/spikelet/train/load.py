@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from spikelet.checkpoint import restore
 from spikelet.convert import convert
 from spikelet.data import Dataset
-from spikelet.encode import still
+from spikelet.encode import FRAMES, still
 from spikelet.errors import UserError
+from spikelet.given import IMAGES
 from spikelet.measure import answers_over_steps
 from spikelet.models import build_model, default_model
 from spikelet.neuron import Neuron
@@ -66,15 +67,20 @@ class Loaded:
 
         Args:
             images: normalised as the run's card says, float32.
-            steps: T, by default that of the training; an ANN takes none.
+            steps: T, by default that of the training; an ANN takes none. A student whose layers
+                begin late is another network at any other T (docs/delay.md).
 
         Raises:
-            UserError: for images of another type.
+            UserError: for images of another type or size, or other channels, than in training.
         """
         if not isinstance(images, Tensor) or images.dtype != torch.float32:
             got = images.dtype if isinstance(images, Tensor) else type(images).__name__
             what = f"expected normalised images as a float32 tensor, got {got}"
             raise UserError("images", what, "take spikelet.data.normalise(pixels, run.dataset())")
+        wanted = (self.description["channels"], *self.description["size"])
+        if images.ndim not in (IMAGES, FRAMES) or images.shape[-3:] != wanted:
+            what = f"expected a batch of images {wanted}, as the run was trained on"
+            raise UserError(f"images {tuple(images.shape)}", what, "bring them to this size")
         if self.kind == ANN:
             return self.net(still(images))
         steps = self.recipe.steps if steps is None else steps

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spikelet.errors import UserError
+from spikelet.given import require_batch
 from spikelet.processes import alike, meet, rank, total
 from spikelet.train.gradients import Found, gradients
 from spikelet.train.graphed import Graphed
@@ -46,6 +47,7 @@ class Loop:
     graphed: Graphed | None = None
     before: Before | None = None
     agreed: bool = False
+    latest: Tensor | None = None
 
     @property
     def skips(self) -> bool:
@@ -143,7 +145,10 @@ class Loop:
         standing = self.state.standing
         self.state.distiller.train()
         then = ready = time.monotonic()
-        for images, labels, *beside in self.remaining(stop):
+        for batch in self.remaining(stop):
+            require_batch(batch)
+            images, labels, *beside = batch
+            self.latest = images
             standing.waited += time.monotonic() - ready
             found = self.step(images, labels, stop, *beside)
             now = time.monotonic()
@@ -184,9 +189,11 @@ class Loop:
     def culprit(self, error: NotFinite) -> UserError:
         """The sentence about a value that is not finite: the images of its batch, or training."""
         epoch, batch = self.state.standing.epoch, error.batch
+        seen = self.latest if batch == self.state.standing.batch else None
         if self.skips:
-            images, *_ = next(iter(self.batches.epoch(epoch, batch - 1)))
-            (bad,) = total(float(not bool(torch.isfinite(images).all())))
+            seen, *_ = next(iter(self.batches.epoch(epoch, batch - 1)))
+        if seen is not None:
+            (bad,) = total(float(not bool(torch.isfinite(seen).all())))
             if bad:
                 return not_finite_images(epoch, batch, self.run)
         return diverged(self.state.training, epoch, batch, error.part, self.run)
