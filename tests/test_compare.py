@@ -650,9 +650,18 @@ def test_damaged_file_of_a_grid_is_named(
     out = tmp_path / "out"
     shutil.copytree(done["run"], out)
     (out / file).write_text(content)
-    assert main(["compare", "--resume", str(out), "--quiet"]) == 2
-    said = capfd.readouterr().err
+    whole = file == "compare.json"
+    assert main(["compare", "--resume", str(out), "--json"]) == 2
+    printed, said = capfd.readouterr()
     assert str(out / file) in said and fix in said and "Traceback" not in said
+    if whole:
+        return
+    found = json.loads(printed)  # the others are told without the one that is damaged
+    assert [(each["method"], each["steps"], each["seed"]) for each in found["failed"]] == [
+        ("none", 2, 0)
+    ]
+    left, whole_grid = ({key for key in accuracies(r) if None not in key} for r in (found, done))
+    assert left == whole_grid - {("none", 2, 0)}
 
 
 def test_cell_whose_row_is_missing_is_named(done: dict[str, Any], tmp_path: Path) -> None:
@@ -663,8 +672,8 @@ def test_cell_whose_row_is_missing_is_named(done: dict[str, Any], tmp_path: Path
     rows = [row for row in results["rows"] if row["method"] != "none" or row["steps"] != 2]
     rows = rows or [{**results["rows"][0], "method": "another"}]
     file.write_text(json.dumps({**results, "rows": rows}))
-    with pytest.raises(UserError, match="no row of none at T = 2"):
-        go(stored_grid(out), out)
+    (failed,) = go(stored_grid(out), out)["failed"]
+    assert "no row of none at T = 2" in failed["message"]
 
 
 def test_damaged_tuning_is_named(tmp_path: Path) -> None:

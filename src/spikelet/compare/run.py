@@ -15,10 +15,10 @@ from spikelet.compare.crew import Crew
 from spikelet.compare.grid import GRID_FILE, Cell, Grid, claimed, require_room
 from spikelet.compare.notes import notes
 from spikelet.compare.progress import Board
-from spikelet.compare.table import mean_rows, require_alike, seed_rows, teacher_rows
+from spikelet.compare.table import mean_rows, require_alike, require_sound, seed_rows, teacher_rows
 from spikelet.compare.tune import chosen, tuned, tuning_jobs
 from spikelet.compare.turns import Alone, Budget
-from spikelet.compare.work import Job
+from spikelet.compare.work import Job, parts_of
 from spikelet.compare.write import commits, findings, write, write_tables
 from spikelet.errors import UserError
 from spikelet.folder import alone_in, storing, sweep
@@ -125,6 +125,7 @@ class _Session:
     errors: dict[str, dict[str, Any]] = field(default_factory=dict)
     tuning: dict[str, Any] | None = None
     cells: list[Job] = field(default_factory=list)
+    damaged: list[Job] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
         """Teacher, tuning, cells, then the page."""
@@ -182,11 +183,22 @@ class _Session:
         self.tuning = chosen(self.grid, self.out, self.sentences)
         choices = {} if self.tuning is None else self.tuning["chosen"]
         spiking = self.spiking_teacher
-        self.cells = [
+        every = [
             self._job(cell, choices.get(cell.method))
             for cell in self.grid.cells()
             if not (spiking and cell.method == "convert")
         ]
+        self.damaged = [job for job in every if self.is_damaged(job)]
+        self.cells = [job for job in every if job not in self.damaged]
+
+    def is_damaged(self, job: Job) -> bool:
+        """Whether a finished cell cannot be read; the others go on without it."""
+        try:
+            require_sound(job)
+        except UserError as error:
+            self.errors[job.name] = parts_of(error)
+            return True
+        return False
 
     def _job(self, cell: Cell, choice: dict[str, Any] | None) -> Job:
         recipe = tuned(self.grid.recipe(cell, self.teacher), choice)
@@ -230,7 +242,11 @@ class _Session:
         means = mean_rows(seeds)
         rows = [*teacher_rows(self.measured_teachers()), *means]
         rows += [row for row in seeds if not any(row is each for each in means)]
-        failed = [_failure(job, self.errors[job.name]) for job in jobs if job.name in self.errors]
+        failed = [
+            _failure(job, self.errors[job.name])
+            for job in [*jobs, *self.damaged]
+            if job.name in self.errors
+        ]
         remaining = [job.name for job in jobs if not job.finished and job.name not in self.errors]
         return {
             "run": str(self.out),

@@ -121,8 +121,17 @@ def _taught(row: Row, what: str) -> Row:
     return {**{key: row[key] for key in kept}, "kind": what, **none, **costs, **note}
 
 
+def require_sound(job: Job) -> None:
+    """Raises for a finished cell whose files are damaged."""
+    if job.finished:
+        _row(job)
+        _stored_recipe(job)
+        _teacher_of(job)
+        _data_of(job)
+
+
 def require_alike(jobs: Sequence[Job]) -> None:
-    """Raise unless all finished cells have this grid's recipe, and one teacher and data."""
+    """Raise unless all finished, sound cells have this grid's recipe, one teacher and data."""
     teachers: dict[str, str] = {}
     data: dict[str, str] = {}
     for job in jobs:
@@ -139,12 +148,16 @@ def _name(teachers: bool) -> str:
     return "teacher" if teachers else "data set"
 
 
-def _require_recipe(job: Job) -> None:
+def _stored_recipe(job: Job) -> Recipe:
     try:
-        stored = read_recipe(job.folder)
+        return read_recipe(job.folder)
     except UserError as error:
         raise UserError(error.argument, error.message, AGAIN) from error
-    for path, then, now in differences(_comparable(stored), _comparable(job.recipe)):
+
+
+def _require_recipe(job: Job) -> None:
+    then_and_now = _comparable(_stored_recipe(job)), _comparable(job.recipe)
+    for path, then, now in differences(*then_and_now):
         what = f"{job.name} was computed with {path} = {then!r}, this grid has {now!r}"
         raise UserError(str(job.folder), what, "delete that folder, or begin another grid")
 

@@ -114,14 +114,14 @@ def perform(station: Station, job: Job) -> Outcome:
     except Interrupted:
         raise
     except UserError as error:
-        return Outcome(job, time.monotonic() - began, error=_parts(error))
+        return Outcome(job, time.monotonic() - began, error=parts_of(error))
     except torch.OutOfMemoryError:
         fix = "give a smaller --batch or --device cpu"
         full = UserError("--batch", "the device's memory is full", fix)
-        return Outcome(job, time.monotonic() - began, error=_parts(full))
+        return Outcome(job, time.monotonic() - began, error=parts_of(full))
     except OSError as error:
         told = unwritable(error, job.folder, None)
-        parts = _defect(job, error) if told is None else _parts(told)
+        parts = _defect(job, error) if told is None else parts_of(told)
         return Outcome(job, time.monotonic() - began, error=parts)
     except Exception as error:
         return Outcome(job, time.monotonic() - began, error=_defect(job, error))
@@ -137,7 +137,7 @@ def died(job: Job, seconds: float, status: int | None) -> Outcome:
     """The outcome of a job whose process is gone."""
     what = f"its process died (status {status})"
     fix = "look at the machine's memory, or give fewer --jobs"
-    return Outcome(job, seconds, error=_parts(UserError("--jobs", what, fix)))
+    return Outcome(job, seconds, error=parts_of(UserError("--jobs", what, fix)))
 
 
 def _on_validation(job: Job, results: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +152,8 @@ def _on_validation(job: Job, results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def _parts(error: UserError) -> dict[str, Any]:
+def parts_of(error: UserError) -> dict[str, Any]:
+    """An error as a row of `failed` has it."""
     parts = {"argument": error.argument, "message": error.message, "fix": error.fix}
     return {**parts, "defect": False}
 
