@@ -19,12 +19,14 @@ from spikelet.cli import main
 from spikelet.cli.fields import data_fields
 from spikelet.cli.typed import told
 from spikelet.errors import UserError
+from spikelet.examine.table import chosen
 from spikelet.execute import ann, bptt, rate
 from spikelet.neuron import IF
 from spikelet.quantise import quantised
 from spikelet.recipe import DATA, Training, resolve
 from spikelet.terms import Hybrid
 from spikelet.terms.term import Step
+from spikelet.train import read_recipe
 from spikelet.train.log import LONG, SETTLED, Log, duration
 from spikelet.train.state import Standing, diverged
 from spikelet.train.totals import NotFinite, Totals
@@ -49,6 +51,18 @@ def test_errors_name_what_was_typed(argument: str, words: str, said: str) -> Non
     error = UserError(argument, "it is wrong", "mend it")
     assert told(error, words.split()).argument == said
     assert told(error, words.split()).fix == "mend it"
+
+
+def test_a_second_run_to_measure_is_told(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(UserError, match=r"another run, and one is measured at a time.*--versus"):
+        chosen([str(tmp_path)])
+
+
+def test_a_recipe_of_nothing_is_damaged_not_to_be_completed_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(UserError, match=r"recipe\.json: task`: it is missing; take .* a copy"):
+        read_recipe(tmp_path)
 
 
 def test_a_place_within_a_typed_folder_is_told_with_it() -> None:
@@ -253,7 +267,7 @@ TYPES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "images": (
         lambda: spikelet.convert(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), calibrate=[1.0]),
-        "`calibrate`: expected normalised images as a tensor, got list",
+        "`calibrate`: expected normalised images as a tensor of floating-point numbers, got list",
     ),
     "weight": (
         lambda: bound(terms={"ce": spikelet.CrossEntropy(weight="1")}),

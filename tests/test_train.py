@@ -113,7 +113,10 @@ def test_a_run_resumed_is_bit_identical(tmp_path: Path, name: Any, steps: int) -
     whole, history = train(None, training)
     train(tmp_path, training, stop_after=steps)
     torch.rand(100)
-    resumed, again = train(tmp_path, training, Classifier(seed=99), resume=True)
+    console = Console(file=StringIO(), width=200)
+    resumed, again = train(tmp_path, training, Classifier(seed=99), resume=True, console=console)
+    goes_on = f"goes on at epoch {steps // 5 + 1}, batch {steps % 5 + 1}"
+    assert (goes_on in console.file.getvalue()) is (steps > 0)
     assert_same(whole, resumed)
     assert timeless(history) == timeless(again)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

@@ -187,7 +187,8 @@ def recipe_of(method: str, data: Spec) -> Recipe:
         where = f"--methods {method}: {error.argument.removeprefix('--')}"
         raise UserError(where, error.message, error.fix) from error
     for path in set(leaves) - used:
-        raise UserError(f"--methods {method}", f"{plainly} has no leaf {path}", "leave it out")
+        what = f"{plainly} does not take {path}: it has none, or needs its own"
+        raise UserError(f"--methods {method}", what, "leave it out")
     return dataclasses.replace(changed, method=method)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from spikelet.errors import UserError, unknown
 from spikelet.recipe import Table
@@ -43,6 +44,9 @@ def chosen(names: Sequence[str], spiking: bool = True, compared: bool = True) ->
     if not names:
         return tuple(name for name in MEASURES if suits(name, spiking, compared))
     for name in names:
+        if name not in MEASURES and (Path(name) / "recipe.json").exists():
+            what, fix = f"{name} is another run", f"measure it by itself, or --versus {name}"
+            raise UserError("measure", f"{what}, and one is measured at a time", fix)
         if name not in MEASURES and ":" not in name:
             raise unknown("measure", name, MEASURES)
     return (*(name for name in MEASURES if name in names), *_own(names))

@@ -11,7 +11,7 @@ from spikelet.recipe.methods import (
     terms_of,
 )
 from spikelet.recipe.recipe import Recipe, Training
-from spikelet.recipe.specs import build, import_path, kind_of, plain, resolve, validated
+from spikelet.recipe.specs import MISSING, build, import_path, kind_of, plain, resolve, validated
 from spikelet.recipe.tables import (
     AUGMENTS,
     DATA,
@@ -33,6 +33,7 @@ __all__ = [
     "ENCODERS",
     "EXECUTES",
     "METHODS",
+    "MISSING",
     "MODELS",
     "NEURONS",
     "SURROGATES",

@@ -23,6 +23,7 @@ POWERFUL = """
     rich safetensors matplotlib jinja2 PIL onnx onnxscript onnxruntime nir nirtorch h5py IPython
     pytest _pytest hypothesis dill cloudpickle fsspec huggingface_hub spikelet
 """
+MISSING = "it is missing"  # of a field that has no default
 OURS = "spike encode neuron rate execute quantise terms data models measure examine"
 
 
@@ -135,7 +136,7 @@ def validated(
             raise _unknown_field(_dotted(argument, name), name, allowed)
     for name, needed in allowed.items():
         if needed and name not in fields and name not in given:
-            raise UserError(_dotted(argument, name), "it is missing", "add it")
+            raise UserError(_dotted(argument, name), MISSING, "add it")
     values = _coerced(argument, _hints(target), fields)
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):

@@ -54,12 +54,10 @@ def require_suited(
         if RANK[term.time] > RANK[available]:
             way = getattr(execute, "func", execute)
             fixes = ["run it by bptt", *(["in more windows of `rate`"] if way is rate else [])]
-            raise UserError(
-                f"terms[{name!r}]",
-                f"it compares single {term.time}, of which `{getattr(way, '__name__', way)}` "
-                "has the mean's gradient only",
-                f"{', '.join(fixes)}, or take the term's form on the mean",
-            )
+            ran = getattr(way, "__name__", str(way))
+            what = f"it has the mean's gradient only, and term {name!r} compares single {term.time}"
+            fix = f"{', '.join(fixes)}, or take the term's form on the mean"
+            raise UserError(f"execute = {ran}", what, fix)
     if all(term.fade for term in terms.values()):
         what = "every term fades, so that at the end of the training there is no loss"
         raise UserError(f"terms = {', '.join(terms)}", what, "set the fade of one to 0")

@@ -66,6 +66,8 @@ def fit(
     loop = Loop(State(distiller, training, seed), batches, length, run, stop_after, every)
     told = [*shares(training), *_emulated(training, loop.state.device), *loop.begin(resume)]
     standing = loop.state.standing
+    if standing.epoch or standing.batch:
+        told.append(f"goes on at epoch {standing.epoch + 1}, batch {standing.batch + 1}")
     if standing.epoch < training.epochs:
         whose = silent(run, training, console) if rank() else (run, training, console)
         with (

@@ -17,7 +17,7 @@ from torch import nn
 
 from spikelet.errors import UserError
 from spikelet.folder import digest, replacing
-from spikelet.recipe import Recipe
+from spikelet.recipe import MISSING, Recipe
 from spikelet.train.running import single, spiking
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def read_recipe(run: Path | str) -> Recipe:
     try:
         return Recipe.from_json(json.dumps(content))
     except UserError as error:
-        raise UserError(f"{path}: {error.argument}", error.message, error.fix) from error
+        fix = error.fix if error.message != MISSING else "take the file from a copy"
+        raise UserError(f"{path}: {error.argument}", error.message, fix) from error
 
 
 def env(
