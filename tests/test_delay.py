@@ -13,9 +13,10 @@ from spikelet.convert import convert
 from spikelet.encode import repeat
 from spikelet.errors import UserError
 from spikelet.execute import bptt, rate
+from spikelet.late import collected
 from spikelet.measure import accuracy_over_steps, answers_over_steps, evenness
 from spikelet.models import resnet20
-from spikelet.neuron import IF, collected, scan
+from spikelet.neuron import IF, scan
 from spikelet.norm import freeze_norms
 from spikelet.quantise import quantised
 from spikelet.slopes import by_jvp, closed_form, respond

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "spikelet"
 
 LAYERS = (
-    "spike encode recipe errors heap folder processes dither",
+    "spike encode recipe errors heap folder processes dither late",
     "neuron norm models data checkpoint nested vision",
     "given graph trace layout dual anchor slopes kernels windows carry folding unroll shared",
     "rate convert stepwise",

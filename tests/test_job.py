@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spikelet.checkpoint import load_weights
 from spikelet.data import Dataset, Split, normalise
 from spikelet.encode import Poisson
 from spikelet.errors import UserError
@@ -311,6 +312,17 @@ def test_a_teacher_that_guesses_is_told(tmp_path: Path, dataset: Dataset) -> Non
     guessed = row["accuracy"] < 1.5 / len(dataset.classes)
     assert ("train it longer" in said.getvalue()) == guessed
     assert guessed
+
+
+def test_a_current_learned_for_each_step_is_stored(
+    taught: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    neuron = {"kind": "IF", "step_bias": True, "dither": 0.125}
+    run(taught, tmp_path / "run", dataset, recipe(execute={"kind": "bptt"}, neuron=neuron))
+    made, weights = load(tmp_path / "run"), load_weights(tmp_path / "run" / "model.safetensors")
+    biases = {name: value for name, value in weights.items() if value.ndim == 2 and "bias" in name}
+    assert len(biases) == 3 and all(len(b) == 2 and bool(b.ne(0).all()) for b in biases.values())
+    assert all(torch.equal(made.net.get_parameter(name), b) for name, b in biases.items())
 
 
 def test_layers_that_begin_late_spike_as_the_levels_they_were_trained_by(

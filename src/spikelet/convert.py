@@ -142,6 +142,9 @@ def convert(
     if calibrate is not None:
         _calibrate(capture(model), net, calibrate, steps, sweeps)
         net.meta["example"] = calibrate[:EXAMPLES]
+    for module in net.modules():
+        if isinstance(module, Neuron) and module.step_bias:
+            module.set_bias(module.theta.new_zeros(steps, *module.theta.shape))
     return net
 
 

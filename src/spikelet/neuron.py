@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spikelet.dither import pattern
 from spikelet.errors import UserError
+from spikelet.late import collected
 from spikelet.spike import Sigmoid, Surrogate, fire
 
 Reset = Literal["soft", "hard"]
@@ -47,8 +48,11 @@ class Neuron(nn.Module):
     """Whether a neuron's spikes depend on its own current alone; if not, `rate` refuses it."""
     delay: int = 0
     """How many steps after the layer before it a neuron begins (`collected`)."""
+    step_bias: bool = False
+    """Whether a current is learned that is added at each step (`arriving`)."""
     threshold: Tensor
     initial: Tensor
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Neuron(nn.Module):
     ) -> None:
         super().__init__()
         self.learn_threshold = learn_threshold
+        self.register_parameter("bias", None)
         self.set_threshold(torch.as_tensor(threshold), torch.as_tensor(initial))
 
     def set_threshold(self, threshold: Tensor, initial: Tensor) -> None:
@@ -76,6 +81,10 @@ class Neuron(nn.Module):
         else:
             self.register_buffer("threshold", threshold)
         self.register_buffer("initial", initial)
+
+    def set_bias(self, bias: Tensor) -> None:
+        """Replaces the current that is added at each step, "T" or "T C"; beyond T there is none."""
+        self.bias = nn.Parameter(bias.detach().clone().float())
 
     @property
     def theta(self) -> Tensor:
@@ -97,24 +106,23 @@ class Neuron(nn.Module):
         return scan(self, currents).spikes * per_channel(self.theta, currents[0])
 
 
-def collected(currents: Tensor, delay: int) -> Tensor:
-    """What a neuron that begins `delay` steps late integrates at its own T steps, "T B ...".
-
-    At its first step it has the currents of delay + 1 steps, then one more at each, and none once
-    they are over. Their sum stays the same. A delay of T - 1 or more gives all at the first step.
-    """
-    delay = min(delay, len(currents) - 1)
-    if not delay:
+def arriving(neuron: Neuron, currents: Tensor) -> Tensor:
+    """What a neuron integrates at each step of currents "T B ...": late ones and its own bias."""
+    currents = collected(currents, neuron.delay)
+    if neuron.bias is None:
         return currents
-    first = currents[: delay + 1].sum(0, keepdim=True)
-    return torch.cat([first, currents[delay + 1 :], torch.zeros_like(currents[:delay])])
+    bias, steps = neuron.bias.to(currents), len(currents)
+    beyond = bias.new_zeros(max(steps - len(bias), 0), *bias.shape[1:])
+    bias = torch.cat([bias[:steps], beyond])
+    shape = (*bias.shape[:1], 1, *bias.shape[1:], *[1] * (currents.ndim - 1 - bias.ndim))
+    return currents + bias.reshape(shape)
 
 
 def scan(neuron: Neuron, currents: Tensor) -> Scan:
     """Runs a neuron over currents "T B ..." from rest; half precision is integrated in fp32."""
     if currents.dtype in (torch.float16, torch.bfloat16):
         currents = currents.float()
-    currents = collected(currents, neuron.delay)
+    currents = arriving(neuron, currents)
     state = neuron.start(currents[0])
     spikes, potentials = [], []
     for current in currents.unbind(0):
@@ -200,6 +208,14 @@ class Integrator(Neuron):
         theta, initial = (per_channel(x.detach(), current) for x in (self.theta, self.initial))
         return initial + theta * self.dither * pattern(current)
 
+    def given(self, current: Tensor, steps: int) -> Tensor:
+        """What T steps of a current "B C ..." are added to: v(0) and the biases of these steps."""
+        first = self.beginning(current)
+        if self.bias is None:
+            return first
+        total = self.bias[:steps].sum(0).to(first)
+        return per_channel(first, current) + per_channel(total, current)
+
     def start(self, current: Tensor) -> tuple[Tensor, ...]:
         first = per_channel(self.beginning(current), current).to(current)
         potential = torch.zeros_like(current) + first
@@ -240,6 +256,9 @@ class IF(Integrator):
             It still has T steps; a chain of L such layers answers delay L steps later, unless
             layers run one after the other anyway. With T - 1 or more it knows its whole input
             before it fires: what it sends is then exactly `quantised` (docs/delay.md).
+        step_bias: whether a current is learned for each step and channel, as batch norms of their
+            own for each step have one (BNTT, Kim & Panda, 2021, arXiv 2010.01729; TEBN, Duan et
+            al., NeurIPS 2022). `convert` starts it at 0. Its gradient is one through time: `bptt`.
     """
 
     def __init__(
@@ -254,10 +273,17 @@ class IF(Integrator):
         signed: bool = False,
         dither: float = 0.0,
         delay: int = 0,
+        step_bias: bool = False,
     ) -> None:
         super().__init__(
             threshold, initial, learn_threshold, reset, v_reset, detach, surrogate, signed, dither
         )
+        if not isinstance(step_bias, bool):
+            raise UserError(f"step_bias = {step_bias!r}", "expected True or False", "choose one")
+        if step_bias and delay:
+            what = "a neuron that begins late has no step to which a bias belongs"
+            raise UserError("step_bias = True", what, "set delay=0")
+        self.step_bias = step_bias
         if not isinstance(delay, int) or isinstance(delay, bool) or delay < 0:
             what = "expected a whole number of steps, 0 or more"
             raise UserError(f"delay = {delay!r}", what, "try 1, or 0 for none")

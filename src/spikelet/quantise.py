@@ -46,7 +46,7 @@ def quantised(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
         if isinstance(function, Integrator):
             _require_integrating(function)
             before = args[0].float() if args[0].dtype.itemsize < 4 else args[0]
-            value = levels(before, function.theta, function.beginning(before), steps)
+            value = levels(before, function.theta, function.given(before, steps), steps)
         else:
             value = function(*args, **kwargs)
         if node in wanted:

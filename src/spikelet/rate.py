@@ -262,6 +262,13 @@ def refuse_recurrent(neuron: Neuron) -> None:
         )
 
 
+def refuse_biased(neuron: Neuron, argument: str = "step_bias = True") -> None:
+    """Raises for a neuron with a bias for each step, of which the mean's gradient knows nothing."""
+    if neuron.bias is not None:
+        what = "the bias of each step has its gradient through time"
+        raise UserError(argument, what, "use execute=bptt")
+
+
 def refuse_late(neuron: Neuron, argument: str, fix: str) -> None:
     """Raises for a neuron that begins late where steps are taken as they come."""
     if neuron.delay:
@@ -275,6 +282,8 @@ def spike(
 ) -> tuple[Dual, Response | Windowed]:
     """A neuron: runs over the spikes' currents; its means have the slopes of the response."""
     refuse_recurrent(neuron)
+    if torch.is_grad_enabled():
+        refuse_biased(neuron)
     if windows > 1:
         refuse_late(neuron, f"windows = {windows}", "take one window or execute=bptt")
     if windows > 1 and torch.is_grad_enabled():

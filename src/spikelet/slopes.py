@@ -76,11 +76,20 @@ def respond(
     wanted = torch.is_grad_enabled()
     with torch.no_grad():
         learned = wanted and any(p.requires_grad for p in neuron.parameters())
+        if neuron.bias is not None and not wanted:
+            return _sent(neuron, integrated(currents, steps, affine, other))
         if isinstance(neuron, Integrator) and not learned and not potential:
             if fuse and not neuron.delay and kernels.usable(neuron, currents):
                 return in_one_kernel(neuron, currents, steps, wanted, affine, other)
             return closed_form(neuron, currents, steps, fuse, affine, other, wanted)
         return by_jvp(neuron, integrated(currents, steps, affine, other), potential)
+
+
+def _sent(neuron: Neuron, currents: Tensor) -> Response:
+    """What a neuron does with currents "T B ...", without slopes."""
+    run = scan(neuron, currents)
+    output = run.spikes * per_channel(neuron.theta, currents[0]).to(run.spikes)
+    return Response(output, currents.new_zeros(()), run.potential)
 
 
 def integrated(
@@ -214,7 +223,7 @@ def eligibility(
     Currents are "T B C N", or "1 B C N" where each step is the same; theta, scale and shift "C 1",
     start that or as `begun` takes it; `other`, which is added, likewise. All answers have the
     currents' precision, the recursion fp32 at least. The slope is a zero if it is not wanted.
-    With a `delay` below T the currents are those of `neuron.collected`.
+    With a `delay` below T the currents are those of `late.collected`.
     """
     v = begun(start, currents[0])
     rho: Tensor | float = gain * (delay + 1)

@@ -30,7 +30,7 @@ from spikelet.folding import Waiting, folded
 from spikelet.graph import Rule, walk
 from spikelet.neuron import Neuron
 from spikelet.norm import FrozenNorm
-from spikelet.rate import batch_statistics, is_linear, refuse_late, refuse_recurrent
+from spikelet.rate import batch_statistics, is_linear, refuse_biased, refuse_late, refuse_recurrent
 from spikelet.trace import Tap
 
 Wanted = Mapping[fx.Node, set[str]]
@@ -187,6 +187,7 @@ def _over_step(plan: Plan, notes: Notes, t: int, steps: int, fuse: bool, recorde
         if isinstance(function, Neuron):
             if not t:
                 refuse_recurrent(function)
+                refuse_biased(function, "order = 'time'")
                 refuse_late(function, "order = 'time'", "use order = 'layers'")
                 notes.neurons[node] = carry(function, args[0], steps, fuse, recorded)
             return notes.neurons[node].step(args[0])

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from spikelet.layout import as_rows, beginning_rows, begun, from_rows
-from spikelet.neuron import IF, LIF, PLIF, Integrator, Neuron, collected
+from spikelet.neuron import IF, LIF, PLIF, Integrator, Neuron, arriving
 from spikelet.slopes import compiled
 
 
@@ -35,23 +35,27 @@ class Form(NamedTuple):
 def usable(neuron: Neuron, currents: Tensor) -> bool:
     """Whether `unrolled` can run a neuron over currents "T B C ...".
 
-    It knows IF, LIF and PLIF, with no parameter to learn, and no derivative in forward mode.
+    It knows IF, LIF and PLIF, with no parameter to learn but a bias of each step, and no derivative
+    in forward mode.
     """
     if not isinstance(neuron, IF | LIF | PLIF) or currents.ndim < 3 or not currents.numel():
         return False
-    learned = torch.is_grad_enabled() and any(p.requires_grad for p in neuron.parameters())
+    learned = torch.is_grad_enabled() and any(
+        p.requires_grad for p in neuron.parameters() if p is not neuron.bias
+    )
     return not learned and forward_ad.unpack_dual(currents).tangent is None
 
 
 def unrolled(neuron: Integrator, currents: Tensor, fuse: bool = False) -> Tensor:
     """theta * s "T B C ..." of currents "T B C ...", in their precision; integrated in fp32.
 
-    Differentiable once, towards the currents. A step lies in memory as one of the currents does.
-    `fuse` compiles each of the two passes into one kernel.
+    Differentiable once, towards the currents and a bias of each step. A step lies in memory as one
+    of the currents does. `fuse` compiles each of the two passes into one kernel.
     """
     dtype = currents.dtype
     if neuron.delay:  # sums of currents are part of the integration
-        currents = collected(currents.to(torch.promote_types(dtype, torch.float32)), neuron.delay)
+        currents = currents.to(torch.promote_types(dtype, torch.float32))
+    currents = arriving(neuron, currents)
     form = Form(
         float(neuron.leak),
         float(neuron.gain),

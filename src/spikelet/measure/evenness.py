@@ -49,7 +49,7 @@ def _counts(neuron: Neuron, currents: Tensor, run: Scan) -> dict[str, float]:
     even, steps = require_even(neuron), len(run.spikes)
     mean, sent = currents.float().mean(0), run.spikes.float().sum(0)
     theta = per_channel(even.theta, mean).to(mean)
-    meant = levels(mean, even.theta, even.beginning(mean), steps) * (steps / theta)
+    meant = levels(mean, even.theta, even.given(mean, steps), steps) * (steps / theta)
     excess = sent - meant.round()
     return {
         "spikes": float(sent.mean()),

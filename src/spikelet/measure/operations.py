@@ -107,7 +107,7 @@ class _Count:
 
     def _quantised(self, node: fx.Node, neuron: Neuron, x: Signal) -> Signal:
         even = _require_levels(neuron)
-        value = levels(x.value, even.theta, even.beginning(x.value), self.levels)
+        value = levels(x.value, even.theta, even.given(x.value, self.levels), self.levels)
         theta = per_channel(neuron.theta, value).to(value)
         self._cell(node, value)
         bits = set_bits((value * self.levels / theta).round(), self.levels)

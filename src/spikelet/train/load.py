@@ -216,9 +216,12 @@ def teacher(student: Loaded) -> Loaded:
 
 
 def fit_thresholds(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Gives each neuron thresholds of the stored shape, one for the layer or one per channel."""
+    """Gives each neuron thresholds and biases of the stored shape, of the layer or per channel."""
     for path, module in net.named_modules():
         if isinstance(module, Neuron):
+            bias = weights.get(f"{path}.bias")
+            if bias is not None:
+                module.set_bias(bias)
             stored = [weights.get(f"{path}.{name}") for name in ("threshold", "initial")]
             if stored[0] is not None and stored[1] is not None:
                 module.set_threshold(stored[0], stored[1])
