@@ -218,6 +218,7 @@ def test_importing_recipes_is_cheap() -> None:
         (4, {"kind": "mnist"}, {"neuron": {"kind": "IF", "delay": 1}}, (), "rate"),
         (4, {"kind": "mnist"}, {"neuron": {"kind": "IF", "signed": True}}, (), "rate"),
         (4, {"kind": "mnist"}, {"encode": {"kind": "mixed"}}, (), "rate"),
+        (8, {"kind": "mnist"}, {"neuron": {"kind": "IF", "step_bias": True}}, (), "bptt"),
         (4, {"kind": "mnist"}, {}, ("execute.kind",), "rate"),
         (4, {"kind": "mnist"}, {}, ("execute.windows",), "rate"),
         (4, {"kind": "mnist"}, {}, ("execute.fuse", "steps"), "bptt"),

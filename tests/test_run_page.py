@@ -752,6 +752,8 @@ def test_runs_have_names_of_their_own() -> None:
     assert late.single and not told("a", "hybrid", 2, "x").single
     named = called([told("a", "hybrid", 2, "x"), late])
     assert [run.label for run in named] == ["hybrid", "hybrid (layers 1 step late)"]
+    biased = dataclasses.replace(late.recipe, neuron={"kind": "IF", "step_bias": True})
+    assert dataclasses.replace(late, recipe=biased).traits == "a bias for each step"
     named = called([told("a", "hybrid", 2, "x"), told("b", "hybrid", 4, "x"), late])
     labels = ["hybrid (T = 2)", "hybrid (T = 4)", "hybrid (layers 1 step late)"]
     assert [run.label for run in named] == labels

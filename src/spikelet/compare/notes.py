@@ -13,14 +13,14 @@ def notes(grid: Grid) -> list[str]:
 
 
 def _kept_neurons(grid: Grid) -> Iterator[str]:
-    """A quantised ANN has no leak, sign or delay: it stays as it is where others change."""
+    """A quantised ANN has no leak, sign, delay or steps: it stays as it is where others change."""
     for method in grid.methods:
         left = [path for path in grid.left_out(method) if path.startswith("neuron.")]
         if left:
             settings = ", ".join(f"{path} = {grid.overrides[path]}" for path in left)
             yield (
-                f"{method} stays on integrate-and-fire levels: a quantised ANN has no leak, sign "
-                f"or delay, so {settings} is not applied to it."
+                f"{method} stays on integrate-and-fire levels: a quantised ANN has no leak, sign, "
+                f"delay or steps, so {settings} is not applied to it."
             )
 
 

@@ -88,7 +88,8 @@ def _applies(recipe: Recipe, head: str, rest: list[str], leaves: Mapping[str, An
     if head == "execute":
         return recipe.execute["kind"] == "rate"
     if head == "neuron" and recipe.execute["kind"] == "quantised":
-        return leaves.get("neuron.kind", "IF") == "IF" and rest not in (["signed"], ["delay"])
+        of_time = rest in (["signed"], ["delay"], ["step_bias"])
+        return leaves.get("neuron.kind", "IF") == "IF" and not of_time
     return True
 
 

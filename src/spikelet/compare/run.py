@@ -96,6 +96,9 @@ def require_buildable(grid: Grid) -> None:
         try:
             execute = build("execute", recipe.execute, EXECUTES)
             build("neuron", recipe.neuron, NEURONS)
+            if recipe.neuron.get("step_bias") and recipe.execute["kind"] == "rate":
+                what = "the bias of each step has its gradient through time"
+                raise UserError("neuron.step_bias", what, "add --execute bptt, or [execute=bptt]")
             encode = encoding(recipe, *UNKNOWN, steps)
             require_suited(build_terms(recipe), execute, getattr(encode, "lengths", [steps]))
         except UserError as error:

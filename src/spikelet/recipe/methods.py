@@ -120,8 +120,13 @@ def completed(recipe: Recipe, chosen: Collection[str] = ()) -> Recipe:
 
 
 def _exactly(recipe: Recipe) -> bool:
-    """Whether gradients through time buy more than the epochs they cost (measured: docs/log.md)."""
+    """Whether gradients through time buy more than the epochs they cost (measured: docs/log.md).
+
+    A current that is learned for each step has no other.
+    """
     neuron, data = recipe.neuron, recipe.data
+    if neuron.get("step_bias"):
+        return True
     plainly = not (neuron.get("signed") or neuron.get("delay"))
     plainly = plainly and recipe.encode["kind"] == "direct"
     side = data.get("size") or SIDES.get(str(data.get("kind")), SMALL + 1)

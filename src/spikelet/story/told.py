@@ -73,6 +73,7 @@ class Told:
         words += ["spikes of both signs"] if neuron.get("signed") else []
         steps = "1 step" if late == 1 else f"{late} steps"
         words += [f"layers {steps} late"] if late else []
+        words += ["a bias for each step"] if neuron.get("step_bias") else []
         drawn = f"trained for T = {encode.get('least', 1)} to {self.recipe.steps}"
         return ", ".join([*words, *([drawn] if encode["kind"] == "mixed" else [])])
 
