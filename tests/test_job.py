@@ -320,7 +320,7 @@ def test_a_current_learned_for_each_step_is_stored(
     neuron = {"kind": "IF", "step_bias": True, "dither": 0.125}
     run(taught, tmp_path / "run", dataset, recipe(execute={"kind": "bptt"}, neuron=neuron))
     made, weights = load(tmp_path / "run"), load_weights(tmp_path / "run" / "model.safetensors")
-    biases = {name: value for name, value in weights.items() if value.ndim == 2 and "bias" in name}
+    biases = {name: value for name, value in weights.items() if name.endswith(".step_biases")}
     assert len(biases) == 3 and all(len(b) == 2 and bool(b.ne(0).all()) for b in biases.values())
     assert all(torch.equal(made.net.get_parameter(name), b) for name, b in biases.items())
 

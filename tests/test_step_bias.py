@@ -36,7 +36,7 @@ def neuron(bias: Tensor | None, **more: Any) -> IF:
     theta = torch.linspace(0.5, 1.3, 3)
     made.set_threshold(theta, theta / 2)
     if bias is not None:
-        made.set_bias(bias)
+        made.set_step_biases(bias)
     return made.double()
 
 
@@ -47,9 +47,12 @@ def biased(spread: float = 0.3) -> Any:
     net = convert(ann, IF(step_bias=True, dither=0.125), steps=STEPS, calibrate=IMAGES).double()
     for module in net.modules():
         if isinstance(module, Neuron):
-            assert module.bias is not None
-            assert module.bias.shape == (STEPS, *module.theta.shape) and not module.bias.any()
-            module.set_bias(spread * torch.randn_like(module.bias) * module.theta)
+            assert module.step_biases is not None
+            assert (
+                module.step_biases.shape == (STEPS, *module.theta.shape)
+                and not module.step_biases.any()
+            )
+            module.set_step_biases(spread * torch.randn_like(module.step_biases) * module.theta)
     return net.double().eval()
 
 
@@ -76,7 +79,7 @@ def test_gradients_are_those_of_the_recorded_scan(fuse: bool, signed: bool) -> N
     for run in (partial(unrolled, made, fuse=fuse), made):
         x = currents(STEPS, 5, 3, 2, 2, seed=4).requires_grad_()
         loss = (run(x) * weight).sum()
-        found.append((loss.detach(), *torch.autograd.grad(loss, (x, made.bias))))
+        found.append((loss.detach(), *torch.autograd.grad(loss, (x, made.step_biases))))
     assert found[0][2].shape == (STEPS, 3) and bool(found[0][2].ne(0).all())
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -87,8 +90,8 @@ def test_half_precision_keeps_its_precision() -> None:
     sent = unrolled(made, currents(STEPS, 5, 3, 2).bfloat16())
     assert sent.dtype == torch.bfloat16
     sent.sum().backward()
-    assert made.bias is not None and made.bias.grad is not None
-    assert made.bias.grad.dtype == torch.float32
+    assert made.step_biases is not None and made.step_biases.grad is not None
+    assert made.step_biases.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("execute", [rate, partial(rate, fuse=True), partial(bptt, fuse=True)])
@@ -98,7 +101,7 @@ def test_every_way_of_running_answers_alike(execute: Execute) -> None:
         found, expected = execute(net, x).logits, bptt(net, x).logits
         for module in net.modules():
             if isinstance(module, Neuron):
-                module.bias = None
+                module.step_biases = None
         assert not torch.allclose(expected, bptt(net, x).logits)
     torch.testing.assert_close(found, expected)
 
@@ -109,7 +112,7 @@ def test_levels_know_the_sum_of_the_biases() -> None:
     for seed in range(20):
         x, bias = torch.zeros(STEPS, 8, 3, 1).double(), torch.zeros(STEPS, 3).double()
         x[0], bias[0] = 2 * currents(8, 3, 1, seed=seed), currents(3, seed=seed)
-        made.set_bias(bias)
+        made.set_step_biases(bias)
         sent = scan(made.double(), x).spikes.sum(0)
         total = x.sum(0) + made.given(x[0], STEPS)
         expected = (total / made.theta.reshape(-1, 1)).floor().clamp(0, STEPS)
@@ -122,12 +125,14 @@ def test_the_rival_and_evenness_take_them_along() -> None:
         before, even = quantised(net, x).logits, evenness(net, IMAGES, STEPS)
         for module in net.modules():
             if isinstance(module, Neuron):  # the same sum as before, at the other end of time
-                module.set_bias(module.bias.new_zeros(module.bias.shape) + 1 / STEPS)
+                module.set_step_biases(
+                    module.step_biases.new_zeros(module.step_biases.shape) + 1 / STEPS
+                )
         after = quantised(net.double(), x).logits
         for module in net.modules():
             if isinstance(module, Neuron):
                 module.initial += 1
-                module.bias = None
+                module.step_biases = None
         torch.testing.assert_close(quantised(net, x).logits, after)
     assert not torch.allclose(before, after)
     assert all(each["spikes"] > 0 for each in even.values())
@@ -137,7 +142,7 @@ def test_training_moves_them_and_the_gradient_of_the_mean_is_refused() -> None:
     net, labels = biased(), torch.arange(6) % 3
     made = partial(Distiller, net, terms={"ce": CrossEntropy()}, example=IMAGES)
     made(execute=bptt)(IMAGES, labels)[0].backward()
-    own = [m.bias for m in net.modules() if isinstance(m, Neuron)]
+    own = [m.step_biases for m in net.modules() if isinstance(m, Neuron)]
     assert all(b is not None and b.grad is not None and bool(b.grad.ne(0).any()) for b in own)
     for execute in (rate, partial(rate, windows=2)):
         with pytest.raises(UserError, match=r"step_bias = True.*through time; use execute=bptt"):
@@ -155,4 +160,4 @@ def test_what_cannot_be_is_told(more: dict[str, Any], said: str) -> None:
 
 
 def test_networks_without_have_no_such_weight() -> None:
-    assert not any(name.endswith("relu.bias") for name in student("stages").state_dict())
+    assert not any(name.endswith("step_biases") for name in student("stages").state_dict())

@@ -144,7 +144,7 @@ def convert(
         net.meta["example"] = calibrate[:EXAMPLES]
     for module in net.modules():
         if isinstance(module, Neuron) and module.step_bias:
-            module.set_bias(module.theta.new_zeros(steps, *module.theta.shape))
+            module.set_step_biases(module.theta.new_zeros(steps, *module.theta.shape))
     return net
 
 

@@ -52,7 +52,7 @@ class Neuron(nn.Module):
     """Whether a current is learned that is added at each step (`arriving`)."""
     threshold: Tensor
     initial: Tensor
-    bias: Tensor | None
+    step_biases: Tensor | None
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Neuron(nn.Module):
     ) -> None:
         super().__init__()
         self.learn_threshold = learn_threshold
-        self.register_parameter("bias", None)
+        self.register_parameter("step_biases", None)
         self.set_threshold(torch.as_tensor(threshold), torch.as_tensor(initial))
 
     def set_threshold(self, threshold: Tensor, initial: Tensor) -> None:
@@ -82,9 +82,9 @@ class Neuron(nn.Module):
             self.register_buffer("threshold", threshold)
         self.register_buffer("initial", initial)
 
-    def set_bias(self, bias: Tensor) -> None:
+    def set_step_biases(self, bias: Tensor) -> None:
         """Replaces the current that is added at each step, "T" or "T C"; beyond T there is none."""
-        self.bias = nn.Parameter(bias.detach().clone().float())
+        self.step_biases = nn.Parameter(bias.detach().clone().float())
 
     @property
     def theta(self) -> Tensor:
@@ -109,9 +109,9 @@ class Neuron(nn.Module):
 def arriving(neuron: Neuron, currents: Tensor) -> Tensor:
     """What a neuron integrates at each step of currents "T B ...": late ones and its own bias."""
     currents = collected(currents, neuron.delay)
-    if neuron.bias is None:
+    if neuron.step_biases is None:
         return currents
-    bias, steps = neuron.bias.to(currents), len(currents)
+    bias, steps = neuron.step_biases.to(currents), len(currents)
     beyond = bias.new_zeros(max(steps - len(bias), 0), *bias.shape[1:])
     bias = torch.cat([bias[:steps], beyond])
     shape = (*bias.shape[:1], 1, *bias.shape[1:], *[1] * (currents.ndim - 1 - bias.ndim))
@@ -211,9 +211,9 @@ class Integrator(Neuron):
     def given(self, current: Tensor, steps: int) -> Tensor:
         """What T steps of a current "B C ..." are added to: v(0) and the biases of these steps."""
         first = self.beginning(current)
-        if self.bias is None:
+        if self.step_biases is None:
             return first
-        total = self.bias[:steps].sum(0).to(first)
+        total = self.step_biases[:steps].sum(0).to(first)
         return per_channel(first, current) + per_channel(total, current)
 
     def start(self, current: Tensor) -> tuple[Tensor, ...]:

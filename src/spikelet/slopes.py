@@ -76,7 +76,7 @@ def respond(
     wanted = torch.is_grad_enabled()
     with torch.no_grad():
         learned = wanted and any(p.requires_grad for p in neuron.parameters())
-        if neuron.bias is not None and not wanted:
+        if neuron.step_biases is not None and not wanted:
             return _sent(neuron, integrated(currents, steps, affine, other))
         if isinstance(neuron, Integrator) and not learned and not potential:
             if fuse and not neuron.delay and kernels.usable(neuron, currents):

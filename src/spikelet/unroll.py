@@ -41,7 +41,7 @@ def usable(neuron: Neuron, currents: Tensor) -> bool:
     if not isinstance(neuron, IF | LIF | PLIF) or currents.ndim < 3 or not currents.numel():
         return False
     learned = torch.is_grad_enabled() and any(
-        p.requires_grad for p in neuron.parameters() if p is not neuron.bias
+        p.requires_grad for p in neuron.parameters() if p is not neuron.step_biases
     )
     return not learned and forward_ad.unpack_dual(currents).tangent is None
 

@@ -219,9 +219,9 @@ def fit_thresholds(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Gives each neuron thresholds and biases of the stored shape, of the layer or per channel."""
     for path, module in net.named_modules():
         if isinstance(module, Neuron):
-            bias = weights.get(f"{path}.bias")
+            bias = weights.get(f"{path}.step_biases")
             if bias is not None:
-                module.set_bias(bias)
+                module.set_step_biases(bias)
             stored = [weights.get(f"{path}.{name}") for name in ("threshold", "initial")]
             if stored[0] is not None and stored[1] is not None:
                 module.set_threshold(stored[0], stored[1])

@@ -11,7 +11,7 @@ from torch import nn
 from spikelet.errors import UserError
 from spikelet.recipe import Training
 
-UNDECAYED = ("threshold", "leak", "bias", "offset")
+UNDECAYED = ("step_biases", "threshold", "leak", "bias", "offset")
 
 
 def learning_rate(training: Training, step: int, per_epoch: int) -> float:
