@@ -68,7 +68,8 @@ class Told:
             return "no spikes" if self.taught and self.own != "qann" else ""
         encode = self.recipe.encode
         neuron = self.recipe.neuron
-        kind, late = neuron["kind"], neuron.get("delay", 0)
+        kind = neuron["kind"]
+        late = min(neuron.get("delay", 0), self.recipe.steps - 1)  # more is as much
         words = [kind.rpartition(":")[2]] if kind != "IF" else []
         words += ["spikes of both signs"] if neuron.get("signed") else []
         steps = "1 step" if late == 1 else f"{late} steps"
