@@ -870,7 +870,7 @@ def test_a_variant_is_a_method_with_settings_of_its_own() -> None:
         ("hybrid[hybrid.on=1", "leaf=value"),
         ("logits[hybrid.on=1]", "hybrid"),
         ("logits[training.clip=0]", r"--methods logits\[training.clip=0\]: clip = 0"),
-        ("qann[execute.fuse=False]", "no leaf"),
+        ("qann[execute.fuse=False]", "does not take"),
         ("hybrid[steps=3]", "the grid sets it"),
     ],
 )
