@@ -106,7 +106,7 @@ assert main(["--help"]) == 0
 for verb in VERBS:
     assert main([verb, "--help"]) == 0
 heavy = [name for name in ("torch", "numpy", "pydantic", "rich") if name in sys.modules]
-print(heavy, time.process_time() < 0.5)
+print(heavy, time.process_time() < 1)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[] True"

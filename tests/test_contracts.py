@@ -32,7 +32,7 @@ SIGNATURES = {
     "Neuron.forward": "(self, currents)",
     "IF": (
         "(threshold=1.0, initial=0.0, learn_threshold=False, reset='soft', v_reset=0.0, "
-        "detach=None, surrogate=None, signed=False, dither=0.0, delay=0)"
+        "detach=None, surrogate=None, signed=False, dither=0.0, delay=0, step_bias=False)"
     ),
     "LIF": (
         "(tau=2.0, input_decay=False, threshold=1.0, initial=0.0, learn_threshold=False, "
