@@ -887,7 +887,7 @@ def test_a_method_that_cannot_be_made_is_refused_before_anything_trains(tmp_path
         ("logits[logits.fade=-1]", "terms.logits.fade = -1"),
         ("logits[encode.kind=mixed,encode.least=3]", "least"),
         ("logits[ce.per-step=True]", "has the mean's gradient only"),
-        ("logits[neuron.step-bias=True]", "neuron.step_bias.*add --execute bptt"),
+        ("logits[neuron.step-bias=True]", "step_bias = True.*use execute=bptt"),
         ("logits[execute.windows=2]", "at T = 1: windows = 2`: expected a divisor of the 1 steps"),
         ("logits[logits.fade=1,ce.fade=1]", "every term fades"),
     ):

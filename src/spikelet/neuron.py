@@ -84,6 +84,7 @@ class Neuron(nn.Module):
 
     def set_step_biases(self, bias: Tensor) -> None:
         """Replaces the current that is added at each step, "T" or "T C"; beyond T there is none."""
+        self.step_bias = True
         self.step_biases = nn.Parameter(bias.detach().clone().float())
 
     @property
@@ -114,7 +115,7 @@ def arriving(neuron: Neuron, currents: Tensor) -> Tensor:
     bias, steps = neuron.step_biases.to(currents), len(currents)
     beyond = bias.new_zeros(max(steps - len(bias), 0), *bias.shape[1:])
     bias = torch.cat([bias[:steps], beyond])
-    shape = (*bias.shape[:1], 1, *bias.shape[1:], *[1] * (currents.ndim - 1 - bias.ndim))
+    shape = (steps, 1, *bias.shape[1:], *[1] * (currents.ndim - 1 - bias.ndim))
     return currents + bias.reshape(shape)
 
 

@@ -264,7 +264,7 @@ def refuse_recurrent(neuron: Neuron) -> None:
 
 def refuse_biased(neuron: Neuron, argument: str = "step_bias = True") -> None:
     """Raises for a neuron with a bias for each step, of which the mean's gradient knows nothing."""
-    if neuron.step_biases is not None:
+    if neuron.step_bias:
         what = "the bias of each step has its gradient through time"
         raise UserError(argument, what, "use execute=bptt")
 

@@ -22,6 +22,7 @@ from spikelet.compare.work import Job, parts_of
 from spikelet.compare.write import commits, findings, write, write_tables
 from spikelet.errors import UserError
 from spikelet.folder import alone_in, storing, sweep
+from spikelet.rate import refuse_biased
 from spikelet.recipe import EXECUTES, NEURONS, Spec, build
 from spikelet.terms.suited import require_suited
 from spikelet.train import Interrupted, read_recipe
@@ -95,10 +96,9 @@ def require_buildable(grid: Grid) -> None:
         recipe = grid.recipe(Cell(method, steps, 0), grid.teacher)
         try:
             execute = build("execute", recipe.execute, EXECUTES)
-            build("neuron", recipe.neuron, NEURONS)
-            if recipe.neuron.get("step_bias") and recipe.execute["kind"] == "rate":
-                what = "the bias of each step has its gradient through time"
-                raise UserError("neuron.step_bias", what, "add --execute bptt, or [execute=bptt]")
+            neuron = build("neuron", recipe.neuron, NEURONS)
+            if recipe.execute["kind"] == "rate":
+                refuse_biased(neuron)
             encode = encoding(recipe, *UNKNOWN, steps)
             require_suited(build_terms(recipe), execute, getattr(encode, "lengths", [steps]))
         except UserError as error:
