@@ -143,6 +143,9 @@ def test_a_quantised_network_is_measured_quantised(
     quantised, spiking = loaded.predict(images), bptt(loaded.net, images.expand(2, *images.shape))
     assert not torch.allclose(quantised, spiking.mean_logits)
     assert rows[-1]["steps"] == 2
+    stored = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    epochs = [json.loads(line) for line in stored]
+    assert epochs and {epoch["rate"] for epoch in epochs} == {None}  # nothing that fires
 
 
 def test_a_spiking_teacher_needs_a_student_of_its_own(

@@ -160,7 +160,8 @@ def distill(
         if recipe.method != "convert":
             warn(recipe, place)
             estimate = estimated(recipe, dataset, student)
-            more = _train(recipe, place, dataset, distiller, score, layers, estimate)
+            firing = layers if spiking(recipe) else None
+            more = _train(recipe, place, dataset, distiller, score, firing, estimate)
             if teacher.kind == ANN and sees(teacher, dataset):
                 batches = training_batches(recipe, dataset, place.device)
                 more |= costs(distiller, taught, batches, recipe.training, more["seconds"])
