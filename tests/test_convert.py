@@ -99,13 +99,74 @@ def test_every_obstacle_is_listed_at_once() -> None:
         def forward(self, x: Tensor) -> Tensor:
             x = self.stage(x)
             x = torch.sigmoid(x) * F.relu(x)
-            return self.out(x).mean((2, 3)).softmax(-1)
+            return self.out(x).softmax(1).mean((2, 3))
 
     with pytest.raises(UserError) as caught:
         convert(Blocked())
     for word in ("stage.1: GELU", "stage.2: GroupNorm", "out.0: LeakyReLU", "sigmoid",
                  "product of two signals", "softmax", "6 places"):  # fmt: skip
         assert word in str(caught.value), word
+
+
+class Reshaped(nn.Module):
+    """A network whose ReLUs see another layout than the layer before them makes."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.conv = nn.Conv2d(2, 16, 2, stride=2)
+        self.mix = nn.Linear(16, 16, bias="bias" in way)
+        self.out = nn.LazyLinear(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.way == "flat":
+            x = x.view(x.size(0), x.size(1) * x.shape[2] * x.shape[3])
+        elif self.way == "parts":
+            x, other = x.chunk(2, 1)
+            x = torch.cat([F.relu(other), x], 1)
+        elif self.way == "pixels":
+            x = F.pixel_shuffle(x, 2)
+        else:
+            x = self.mix(x.flatten(2).transpose(1, 2))
+        return self.out(F.relu(x).flatten(1))
+
+
+@pytest.mark.parametrize("way", ["flat", "parts", "pixels", "tokens", "tokens with bias"])
+def test_any_layout_in_front_of_a_relu(way: str) -> None:
+    torch.manual_seed(3)
+    x = torch.randn(64, 2, 8, 8)
+    model = Reshaped(way)
+    model(x)
+    net = convert(model, calibrate=x, steps=64)
+    with torch.no_grad():
+        found, wanted = bptt(net.eval(), repeat(x, 64)).mean_logits, model.eval()(x)
+    assert torch.corrcoef(torch.stack([found.flatten(), wanted.flatten()]))[0, 1] > 0.999
+    assert torch.equal(convert(model)(x), convert(model)(x))  # also where nothing is calibrated
+
+
+def test_a_final_softmax_is_left_out() -> None:
+    """What is before it are logits of the same answers; elsewhere it is in the way."""
+    for last in (nn.Softmax(1), nn.LogSoftmax(1)):
+        body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        x = torch.randn(16, 4)
+        torch.testing.assert_close(capture(nn.Sequential(body, last))(x), body(x))
+        with pytest.raises(UserError, match="unless it is attention"):
+            convert(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), last, nn.Linear(8, 3)))
+
+
+def test_many_obstacles_are_not_all_listed() -> None:
+    gelus = [module for _ in range(12) for module in (nn.Linear(4, 4), nn.GELU())]
+    with pytest.raises(UserError, match=r"12 places cannot .* and 4 more; or let") as caught:
+        convert(nn.Sequential(*gelus, nn.ReLU()))
+    assert str(caught.value).count("retrain the ANN") == 8
+
+
+def test_a_model_that_cannot_be_copied_is_told() -> None:
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 3))
+    model(torch.randn(2, 4))
+    with pytest.raises(UserError, match=r"it cannot be copied .*remove_weight_norm"):
+        convert(model)
 
 
 @pytest.mark.parametrize(

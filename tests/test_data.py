@@ -505,6 +505,9 @@ def test_one_class_is_none(tmp_path):
     (tmp_path / "only").mkdir()
     with pytest.raises(UserError, match="one class alone, only; put images of two or more"):
         data.imagefolder(root=tmp_path)
+    (tmp_path / "only/red").mkdir()
+    with pytest.raises(UserError, match="only if its folders are the classes"):
+        data.imagefolder(root=tmp_path)
 
 
 def test_labels_colours_and_crop_of_a_folder(tmp_path):
@@ -535,6 +538,8 @@ def test_orientation_and_middle_of_an_image(tmp_path):
         (("train", "val", "test"), {"validation": 6}, (24, 6, 30), ""),
         (("",), {}, (22, 2, 6), "test: 6 images drawn from the folder"),
         (("train", "test"), {"train": 20}, (18, 2, 30), ""),
+        (("Train", "TEST"), {}, (27, 3, 30), ""),
+        (("Train", "Val"), {}, (27, 3, 30), "test: the Val folder"),
     ],
 )
 def test_layouts_of_a_folder(tmp_path, parts, options, sizes, notes):
@@ -562,6 +567,15 @@ def test_grey_and_transparent_images_are_read(tmp_path):
     Image.new("P", (9, 9)).save(tmp_path / "train" / "red" / "palette.png")
     (tmp_path / "train" / "red" / "notes.txt").write_text("not an image")
     assert data.imagefolder(root=tmp_path, size=8, validation=0).sizes["train"] == 33
+
+
+def test_hidden_files_are_no_images(tmp_path):
+    write_folder(tmp_path)
+    seen = data.imagefolder(root=tmp_path, size=8).sizes
+    (tmp_path / "train/red/.ipynb_checkpoints").mkdir()
+    for name in (".ipynb_checkpoints/0-checkpoint.png", "._0.png"):
+        shutil.copy(tmp_path / "train/red/0.png", tmp_path / "train/red" / name)
+    assert data.imagefolder(root=tmp_path, size=8).sizes == seen
 
 
 def test_folders_of_images_that_are_not_right(tmp_path):

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from small import MODELS, PICTURE, Residual, Stages, block, images, max_pooled, network, student
 from spikelet.convert import convert
+from spikelet.cuts import after, cuts, stages, until
 from spikelet.errors import UserError
 from spikelet.execute import ann, bptt, rate
-from spikelet.graph import ACTIVATIONS, after, capture, cuts, resolve, shapes, stages, until
+from spikelet.graph import ACTIVATIONS, capture, resolve, shapes
 from spikelet.neuron import IF, Neuron
 
 
@@ -336,7 +337,7 @@ def test_stages_are_the_last_place_of_each_resolution() -> None:
     }
     net = student("stages")
     assert list(stages(net, images("stages")).values()) == ["layer1_2", "relu", "layer3_2"]
-    assert stages(capture(network("mlp")), images("mlp")) == {1: "_2", 2: "_4"}
+    assert stages(capture(network("mlp")), images("mlp")) == {-1: "_2", -2: "_4"}
 
 
 def test_shapes_leave_no_trace() -> None:
@@ -347,6 +348,32 @@ def test_shapes_leave_no_trace() -> None:
     assert net.get_submodule("layer1.1").training
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert found["layer1_2"] == (4, 4, 8, 8)
+
+
+def test_arguments_beyond_the_images_keep_their_defaults() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(
+            self, pictures: Tensor, noise: Tensor | None = None, deep: bool = False, *, k: int = 2
+        ) -> Tensor:
+            if noise is not None:
+                pictures = pictures + noise
+            return pictures if deep else F.relu(self.layer(pictures)) * k
+
+    model, x = Optional(), torch.randn(5, 4)
+    net = capture(model)
+    assert [n.name for n in net.graph.nodes if n.op == "placeholder"] == ["x"]
+    assert torch.equal(net(x), model(x))
+
+    class Needy(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return F.relu(x * mask)
+
+    with pytest.raises(UserError, match="forward needs mask besides the images; give"):
+        capture(Needy())
 
 
 def test_what_cannot_be_traced_says_so() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikelet.checkpoint import load_weights
@@ -24,7 +25,7 @@ from spikelet.measure import evaluating
 from spikelet.norm import estimate_norms
 from spikelet.quantise import quantised
 from spikelet.recipe import Recipe, Training, default_recipe
-from spikelet.train import load, prepare
+from spikelet.train import load, prepare, read_json
 from spikelet.train.job import distill, load_data, teach
 from spikelet.train.load import teacher
 from spikelet.train.prepare import (
@@ -263,6 +264,33 @@ def test_a_student_without_spikes_or_with_late_ones_is_told(
     mine = dataclasses.replace(mine, encode={"kind": "mixed"})
     assert "begin late" not in told(taught, tmp_path / "c", dataset, mine)
     assert "no spikes" not in told(taught, tmp_path / "d", dataset, recipe("qann"))
+
+
+class Branches(nn.Module):
+    """Two convolutions side by side: nothing in between through which everything flows."""
+
+    def __init__(self, classes: int, channels: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(channels, 4, 3), nn.Conv2d(channels, 4, 5, padding=1)
+        self.out = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [torch.relu(self.one(x)).mean((2, 3)), torch.relu(self.two(x)).mean((2, 3))]
+        return self.out(torch.cat(parts, 1))
+
+
+def test_the_default_does_without_features_where_no_stages_match(
+    tmp_path: Path, dataset: Dataset
+) -> None:
+    training = Training(epochs=1, batch=50, learning_rate=0.1)
+    mine = default_recipe("teach", DATA, model={"kind": "test_job:Branches"}, training=training)
+    teach(mine, tmp_path / "teacher", console=QUIET, device="cpu", dataset=dataset)
+    said = told(tmp_path / "teacher", tmp_path / "run", dataset, recipe("fading"))
+    assert "no stage of the student matches one of the teacher's, so feature counts nothing" in said
+    rows = read_json(tmp_path / "run/results.json")["rows"]
+    assert {row["method"] for row in rows} == {"teacher", "convert", "fading"}
+    with pytest.raises(UserError, match=r"feature.on = 'all'.*or choose a method without features"):
+        told(tmp_path / "teacher", tmp_path / "no", dataset, recipe("kdsnn-feature"))
 
 
 def test_a_training_that_spoils_the_conversion_is_told(

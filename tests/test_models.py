@@ -16,12 +16,13 @@ from torch.nn import functional
 from small import gradients, scattered
 from spikelet import models
 from spikelet.convert import convert
+from spikelet.cuts import stages
 from spikelet.data import Batches, cifar10
 from spikelet.distill import match
 from spikelet.encode import repeat
 from spikelet.errors import UserError
 from spikelet.execute import ann, bptt, rate
-from spikelet.graph import capture, stages
+from spikelet.graph import capture
 from spikelet.models import preact
 from spikelet.models.resnet import SewBlock, Subsample, activated_projection
 from spikelet.recipe import DATA, MODELS

@@ -214,6 +214,8 @@ def test_importing_recipes_is_cheap() -> None:
         (4, {"kind": "imagefolder"}, {}, (), "rate"),
         (4, {"kind": "imagefolder", "size": 32}, {}, (), "bptt"),
         (4, {"kind": "mnist", "size": 64}, {}, (), "rate"),
+        (4, {"kind": "mine:data", "size": [12, 20]}, {}, (), "bptt"),
+        (4, {"kind": "mine:data", "size": [12, 48]}, {}, (), "rate"),
         (2, {"kind": "imagenet"}, {}, (), "bptt"),
         (4, {"kind": "mnist"}, {"neuron": {"kind": "IF", "delay": 1}}, (), "rate"),
         (4, {"kind": "mnist"}, {"neuron": {"kind": "IF", "signed": True}}, (), "rate"),

@@ -22,7 +22,18 @@ from spikelet.dual import fold, unfold
 from spikelet.encode import repeat, still
 from spikelet.errors import UserError
 from spikelet.given import require_batch_axes, require_finite
-from spikelet.graph import IN_PLACE, capture, is_activation, is_max_pool, plain, walk
+from spikelet.graph import (
+    ACTIVATIONS,
+    IN_PLACE,
+    MAX_POOL_FUNCTIONS,
+    MAX_POOLS,
+    capture,
+    is_activation,
+    is_max_pool,
+    is_softmax,
+    plain,
+    walk,
+)
 from spikelet.neuron import IF, Neuron, duplicate, per_channel
 from spikelet.norm import FrozenNorm
 from spikelet.trace import batch_axes
@@ -30,6 +41,9 @@ from spikelet.trace import batch_axes
 CANDIDATES = 25
 EXAMPLES = 64
 SMALLEST_CANDIDATE = 0.15
+NAMED = 8  # places that are listed
+SOFTMAX = "leave it out, unless it is attention: a student answers with logits"
+VECTORS = 3  # axes of vectors over time, "T B C"
 LAYERS = (
     FrozenNorm,
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, _BatchNorm, _DropoutNd, nn.Identity, nn.Flatten),
@@ -41,11 +55,27 @@ FUNCTIONS = {
     *(operator.floordiv, torch.add, torch.sub, torch.mul, torch.cat, torch.flatten, torch.mean),
     *(torch.reshape, torch.transpose, torch.permute, torch.squeeze, torch.unsqueeze, F.pad),
     *(F.avg_pool2d, F.adaptive_avg_pool2d, F.max_pool2d, F.adaptive_max_pool2d, F.interpolate),
-    *(F.conv2d, F.linear, torch.max_pool2d, F.max_pool1d),
+    *(F.conv2d, F.linear, torch.max_pool2d, F.max_pool1d, F.pixel_shuffle),
 }
 METHODS = {
     *("view", "reshape", "flatten", "size", "mean", "permute", "transpose", "contiguous", "dim"),
     *("squeeze", "unsqueeze", "add", "sub", "mul", "float", "to", "sum", "chunk", "split"),
+}
+
+
+KEEPING = (
+    *(Neuron, *ACTIVATIONS, *MAX_POOLS, FrozenNorm, _DropoutNd, nn.Identity, nn.ZeroPad2d),
+    nn.Upsample,
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+)
+KEEPING_CALLS = {
+    *(operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul),
+    *(F.avg_pool2d, F.adaptive_avg_pool2d, F.interpolate, *MAX_POOL_FUNCTIONS),
+    *("add", "sub", "mul", "contiguous", "float", "to"),
+}
+ARITHMETIC = {
+    *(operator.getitem, operator.add, operator.sub),
+    *(operator.mul, operator.floordiv, operator.truediv),
 }
 
 
@@ -79,14 +109,16 @@ def _obstacle(node: fx.Node, modules: dict[str, nn.Module], net: nn.Module) -> O
         if (isinstance(module, (*LAYERS, Neuron)) and not refused) or is_activation(node, modules):
             return None
         kind = type(module).__name__
+        if is_softmax(node, modules):
+            return Obstacle(place, kind, SOFTMAX)
         if kind.startswith(("LeakyReLU", "GELU", "SiLU", "Hardswish", "PReLU", "ELU", "Sigmoid")):
             return Obstacle(place, kind, "retrain the ANN with nn.ReLU there")
         return Obstacle(place, kind, "replace it by convolution, batch norm, pooling or ReLU")
     if node.op == "call_function" and node.target not in FUNCTIONS:
         name = getattr(node.target, "__name__", str(node.target))
-        return Obstacle(
-            f"{place} ({node.name})", name, "replace it by a ReLU or a linear operation"
-        )
+        fix = "replace it by a ReLU or a linear operation"
+        fix = SOFTMAX if is_softmax(node, modules) else fix
+        return Obstacle(f"{place} ({node.name})", name, fix)
     if node.op == "call_method" and node.target not in METHODS | set(IN_PLACE.values()):
         return Obstacle(f"{place} ({node.name})", f".{node.target}()", "use a linear operation")
     if node.target in (operator.mul, operator.truediv, torch.mul, "mul") and _two_signals(node):
@@ -97,7 +129,18 @@ def _obstacle(node: fx.Node, modules: dict[str, nn.Module], net: nn.Module) -> O
 
 
 def _two_signals(node: fx.Node) -> bool:
-    return sum(isinstance(arg, fx.Node) and arg.op != "get_attr" for arg in node.args) > 1
+    factors = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    return sum(arg.op != "get_attr" and not _number(arg) for arg in factors) > 1
+
+
+def _number(node: fx.Node) -> bool:
+    """Whether a node is a size, or what is computed of sizes: no signal."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    sources = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    return node.target in ARITHMETIC and bool(sources) and all(map(_number, sources))
 
 
 def convert(
@@ -129,8 +172,7 @@ def convert(
         require_finite("calibrate", calibrate)
     found = obstacles(net)
     if found:
-        places = "; ".join(f"{o.path}: {o.kind} ({o.fix})" for o in found)
-        raise UserError("model", f"{len(found)} places cannot become spiking: {places}", "see each")
+        raise _refusal(found)
     prototype = _prototype(neuron)
     modules = dict(net.named_modules())
     for node in list(net.graph.nodes):
@@ -146,6 +188,15 @@ def convert(
         if isinstance(module, Neuron) and module.step_bias:
             module.set_step_biases(module.theta.new_zeros(steps, *module.theta.shape))
     return net
+
+
+def _refusal(found: list[Obstacle]) -> UserError:
+    """The error about a model that cannot become spiking, with the first few places."""
+    count = "1 place" if len(found) == 1 else f"{len(found)} places"
+    places = "; ".join(f"{o.path}: {o.kind} ({o.fix})" for o in found[:NAMED])
+    more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    what = f"{count} cannot become spiking: {places}{more}"
+    return UserError("model", what, "or let it teach a student of another architecture (--model)")
 
 
 def _prototype(neuron: Any) -> Neuron:
@@ -175,6 +226,13 @@ class Offset(nn.Module):
 
     def forward(self, current: Tensor) -> Tensor:
         return current + per_channel(self.bias, current)
+
+
+class FeatureOffset(Offset):
+    """The same behind a linear layer, whose features are the last axis of "B ... C"."""
+
+    def forward(self, current: Tensor) -> Tensor:
+        return current + self.bias
 
 
 def bias_of(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Parameter | None:
@@ -210,8 +268,9 @@ def _offset(net: fx.GraphModule, node: fx.Node) -> None:
     channels = _channels(before, modules)
     if channels is None:
         return
+    linear = isinstance(modules.get(str(before.target)), nn.Linear)
     path = f"{node.target}_offset"
-    net.add_submodule(path, Offset(channels).to(_like(net)))
+    net.add_submodule(path, (FeatureOffset if linear else Offset)(channels).to(_like(net)))
     with net.graph.inserting_before(node):
         offset = net.graph.call_module(path, (before,))
     offset.meta["paths"] = []
@@ -224,11 +283,16 @@ def _like(net: nn.Module) -> Tensor:
 
 
 def _channels(node: fx.Node, modules: dict[str, nn.Module]) -> int | None:
+    """How many channels a node's value has, as far as layers that keep their number say so."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         for name in ("out_channels", "num_features", "out_features"):
             if hasattr(module, name):
                 return int(getattr(module, name))
+        if not isinstance(module, KEEPING):
+            return None
+    elif node.target not in KEEPING_CALLS:
+        return None
     for arg in node.args:
         channels = _channels(arg, modules) if isinstance(arg, fx.Node) else None
         if channels is not None:
@@ -297,8 +361,14 @@ def _channel_mean(value: Tensor) -> Tensor:
 
 
 def correct(student: fx.GraphModule, images: Tensor, steps: int, means: dict[str, Tensor]) -> None:
-    """One sweep in network order: shifts each channel's current by its mean-rate error."""
+    """One sweep in network order: shifts each channel's current by its mean-rate error.
+
+    Behind a linear layer of more than vectors "B C" nothing is shifted: thresholds are those of
+    the first axis, its bias is that of the last.
+    """
     modules = dict(student.named_modules())
+    of_features = (nn.Linear, FeatureOffset)
+    features = {id(m.bias) for m in modules.values() if isinstance(m, of_features)}
 
     def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
         if not isinstance(function, Neuron):
@@ -306,7 +376,7 @@ def correct(student: fx.GraphModule, images: Tensor, steps: int, means: dict[str
         currents = unfold(args[0], steps)
         output = function(currents)
         bias = bias_of(node.args[0], modules)  # type: ignore[arg-type]
-        if bias is None:
+        if bias is None or (id(bias) in features and currents.ndim > VECTORS):
             return fold(output)
         shift = means[node.name] - _channel_mean(output.mean(0))
         bias.add_(shift)

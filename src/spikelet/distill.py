@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from spikelet.cuts import after, stages
 from spikelet.encode import Direct, fitted, slid, still
 from spikelet.errors import UserError
 from spikelet.execute import Execute, ann, rate
 from spikelet.given import require_batch_axes, require_images, require_labels
-from spikelet.graph import after, capture, stages
+from spikelet.graph import capture
 from spikelet.neuron import Neuron
 from spikelet.processes import gathered, processes, rank
 from spikelet.terms.suited import require_suited

@@ -2,15 +2,15 @@
 
 `capture` traces a model with torch.fx into that form, without touching the model. Teacher and
 student are both in it, so a node has the same name in both. `walk` runs such a graph under a
-rule that says what each call does; `until` and `after` cut it in two.
+rule that says what each call does.
 """
 
 from __future__ import annotations
 
 import copy
-import math
+import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,7 +41,12 @@ IN_PLACE = {
     "sub_": "sub",
     "mul_": "mul",
 }
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 ACTIVATIONS = (nn.ReLU, nn.ReLU6)
+SOFTMAXES = (
+    *(F.softmax, F.log_softmax, torch.softmax, torch.log_softmax),
+    *("softmax", "log_softmax"),
+)
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d)
 MAX_POOL_FUNCTIONS = (F.max_pool2d, F.max_pool1d, F.adaptive_max_pool2d, torch.max_pool2d)
 
@@ -50,7 +55,8 @@ def capture(model: nn.Module) -> fx.GraphModule:
     """A copy of a model as a graph in normal form; a graph in normal form is only copied.
 
     It is traced in eval mode, so what a model does in training only (stochastic depth) is left
-    out; dropout and batch norm keep both modes.
+    out; dropout and batch norm keep both modes. Further arguments of its forward keep their
+    defaults. A softmax at the end is left out: the graph gives logits.
 
     Raises:
         UserError: if torch.fx cannot trace the model.
@@ -58,6 +64,7 @@ def capture(model: nn.Module) -> fx.GraphModule:
     if isinstance(model, fx.GraphModule) and "moved" in model.meta:
         return copy.deepcopy(model)
     source = plain_layers(model)
+    _require_images_alone(source)
     modes = {path: module.training for path, module in source.named_modules()}
     try:
         net = fx.GraphModule(source, _Tracer().trace(source.eval()), type(model).__name__)
@@ -73,6 +80,7 @@ def capture(model: nn.Module) -> fx.GraphModule:
         node.meta["paths"] = _enclosing(node)
     _one_module_per_activation(net)
     _pool_before_activation(net)
+    _to_logits(net)
     net.graph.lint()
     net.recompile()
     for path, module in net.named_modules():
@@ -80,8 +88,28 @@ def capture(model: nn.Module) -> fx.GraphModule:
     return net
 
 
+def _require_images_alone(model: nn.Module) -> None:
+    """Raises where a forward asks for more than the images."""
+    found = inspect.signature(type(model).forward).parameters.values()
+    needed = [p.name for p in found if p.default is p.empty and p.kind not in VARIADIC]
+    if len(needed) > 2:  # self and the images
+        raise UserError(
+            f"model {type(model).__name__}",
+            f"its forward needs {' and '.join(needed[2:])} besides the images",
+            "give what is beyond the images a default, or wrap the model in one that knows it",
+        )
+
+
 class _Tracer(fx.Tracer):
-    """Traces to torch's own modules and to neurons."""
+    """Traces to torch's own modules and to neurons; only the images are an input."""
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        def alone(module: nn.Module, x: Any) -> Any:  # arguments beyond x keep their defaults
+            return root_fn(module, x)
+
+        return super().create_args_for_root(alone, is_module, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Neuron) or super().is_leaf_module(m, module_qualified_name)
@@ -184,6 +212,25 @@ def _pool_before_activation(net: fx.GraphModule) -> None:
         net.meta["moved"].update(dict.fromkeys([relu.name, *lost], pool.name))
         relu.name, pool.name = pool.name, f"{pool.name}_current"
         relu.meta["paths"], pool.meta["paths"] = pool.meta["paths"], []
+
+
+def _to_logits(net: fx.GraphModule) -> None:
+    """Leaves a final softmax out: what is before it are logits of the same answers."""
+    output = next(node for node in reversed(net.graph.nodes) if node.op == "output")
+    last, modules = output.args[0], dict(net.named_modules())
+    if not isinstance(last, fx.Node) or not is_softmax(last, modules) or len(last.users) > 1:
+        return
+    source = last.args[0] if last.args else last.kwargs["input"]
+    assert isinstance(source, fx.Node)
+    output.args = (source,)
+    net.graph.erase_node(last)
+
+
+def is_softmax(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node is a softmax or its logarithm."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], (nn.Softmax, nn.LogSoftmax))
+    return node.target in SOFTMAXES
 
 
 def is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -289,98 +336,3 @@ def shapes(net: fx.GraphModule, example: Tensor) -> dict[str, tuple[int, ...]]:
     for module, mode in modes.items():
         module.training = mode
     return found
-
-
-def _alive(net: fx.GraphModule) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
-    """Each node with the earlier values (attributes aside) that later nodes still need."""
-    order = {node: i for i, node in enumerate(net.graph.nodes)}
-    last = {node: max((order[u] for u in node.users), default=-1) for node in order}
-    for node, i in order.items():
-        before = [n for n in order if order[n] < i and last[n] > i and n.op != "get_attr"]
-        yield node, before
-
-
-def cuts(net: fx.GraphModule) -> list[fx.Node]:
-    """The nodes through which everything after them flows."""
-    return [
-        node
-        for node, others in _alive(net)
-        if not others and node.users and node.op.startswith("call")
-    ]
-
-
-def after(net: fx.GraphModule, path: str) -> fx.GraphModule:
-    """What follows a cut, as a graph that shares this one's modules: features "B ..." to logits.
-
-    Raises:
-        UserError: if an edge goes around the cut (a cut inside a residual block).
-    """
-    cut = resolve(net, path)
-    around = next(others for node, others in _alive(net) if node is cut)
-    if around:
-        raise UserError(
-            f"cut {path!r}",
-            f"the edge {around[0].name} -> {_late_user(around[0], cut).name} goes around it",
-            "cut at the output of a whole block",
-        )
-    graph = fx.Graph()
-    value: dict[fx.Node, fx.Node] = {cut: graph.placeholder("features")}
-    reached = False
-    for node in net.graph.nodes:
-        if reached or node.op == "get_attr":
-            value[node] = graph.node_copy(node, lambda n: value[n])
-        reached = reached or node is cut
-    return _part(net, graph)
-
-
-def until(net: fx.GraphModule, path: str) -> fx.GraphModule:
-    """What comes before a cut and the cut itself, as a graph that shares this one's modules."""
-    cut = resolve(net, path)
-    graph = fx.Graph()
-    value: dict[fx.Node, fx.Node] = {}
-    for node in net.graph.nodes:
-        value[node] = graph.node_copy(node, lambda n: value[n])
-        if node is cut:
-            break
-    graph.output(value[cut])
-    return _part(net, graph)
-
-
-def _part(net: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
-    part = fx.GraphModule(net, graph)
-    part.graph.eliminate_dead_code()
-    part.recompile()
-    part.meta.update(net.meta)
-    return part
-
-
-def _late_user(node: fx.Node, cut: fx.Node) -> fx.Node:
-    order = {n: i for i, n in enumerate(node.graph.nodes)}
-    return next(user for user in node.users if order[user] > order[cut])
-
-
-def stages(net: fx.GraphModule, example: Tensor) -> dict[int, str]:
-    """The last cut of each spatial resolution: number of positions -> node name, in order.
-
-    Only activations and sums count. A network without feature maps has one stage per activation,
-    numbered from 1.
-    """
-    size = shapes(net, example)
-    modules = dict(net.named_modules())
-    found: dict[int, str] = {}
-    flat: list[str] = []
-    for node in cuts(net):
-        if not _is_feature(node, modules):
-            continue
-        shape = size.get(node.name, ())
-        if len(shape) > 2:
-            found[math.prod(shape[2:])] = node.name
-        else:
-            flat.append(node.name)
-    return found or dict(enumerate(flat, 1))
-
-
-def _is_feature(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return isinstance(modules[str(node.target)], (Neuron, *ACTIVATIONS))
-    return node.target in (operator.add, torch.add, "add")

@@ -86,7 +86,16 @@ def plain(model: nn.Module) -> nn.Module:
     ConvMlp becomes `fc1`, `norm`, `act`, `drop`, `fc2`. Outputs and running statistics stay the
     same in train and eval mode; torch.fx would otherwise freeze the mode at trace time.
     """
-    model = copy.deepcopy(model)
+    try:
+        model = copy.deepcopy(model)
+    except Exception as error:  # torch.nn.utils.weight_norm keeps a tensor that cannot be copied
+        reason = str(error).partition(". ")[0]
+        raise UserError(
+            f"model {type(model).__name__}",
+            f"it cannot be copied ({reason})",
+            "take what it keeps besides parameters and buffers off: weight_norm by "
+            "torch.nn.utils.remove_weight_norm",
+        ) from error
     if "timm" not in sys.modules:
         return model
     layers = importlib.import_module("timm.layers")

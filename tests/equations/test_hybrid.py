@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from small import Stages, assert_same, gradients, images, network, scattered, student
 from spikelet.convert import convert
+from spikelet.cuts import after
 from spikelet.distill import Distiller
 from spikelet.encode import Direct
 from spikelet.errors import UserError
 from spikelet.execute import ann, bptt, rate
-from spikelet.graph import after, capture
+from spikelet.graph import capture
 from spikelet.neuron import IF
 from spikelet.terms import CrossEntropy, Hybrid
 from spikelet.terms.hybrid import Branches, active

@@ -17,6 +17,7 @@ from spikelet.execute import ann, bptt, rate
 from spikelet.graph import capture
 from spikelet.neuron import IF
 from spikelet.norm import freeze_norms
+from spikelet.terms import CrossEntropy
 from spikelet.terms.feature import (
     Connector,
     Feature,
@@ -279,6 +280,25 @@ def test_places() -> None:
     with pytest.raises(UserError, match="exist at neurons only"):
         distiller(Feature(on=["down"], form="strict"))
     assert distiller(Feature(on=["down"])).own["feature"].pairs == (("down", "down"),)
+
+
+def test_any_place_may_be_none() -> None:
+    """Where nothing matches, "any" is no loss and "all" is an error."""
+
+    def bound(on: str) -> Distiller:
+        return Distiller(
+            narrow(), network("stages"), terms={"ce": CrossEntropy(), "feature": Feature(on=on)},
+            encode=Direct(3), example=images("stages", 16), pairs=(),
+        ).double()  # fmt: skip
+
+    whole = bound("any")
+    loss, parts = whole(images("stages"), LABELS)
+    assert parts["feature"] == 0 and torch.equal(loss, parts["ce"])
+    loss.backward()
+    with pytest.raises(UserError, match=r"it means no place.*as logits"):
+        bound("all")
+    every, some = distiller(Feature(on="all")), distiller(Feature(on="any"))
+    assert every.own["feature"].pairs == some.own["feature"].pairs
 
 
 def test_the_teacher_keeps_its_state() -> None:

@@ -37,6 +37,7 @@ def imagefolder(
     With `val` but no `test` folder, `val` is the test. With both, `val` is the validation part
     unless `validation` asks for images held out of training. Without sub-folders `train`, a fifth
     of ROOT/CLASS is kept for the test. Held out by default: a tenth of the training images.
+    Letters of `Train`, `test` and the like may be capitals; hidden files and folders are left out.
     """
     folder = data_root(root)
     if download:
@@ -91,7 +92,10 @@ def _parts(
     classes = _classes(where)
     if len(classes) < 2:
         what = f"there is one class alone, {classes[0]}"
-        raise UserError(f"data_root={where}", what, "put images of two or more in FOLDER/CLASS/")
+        fix = "put images of two or more in FOLDER/CLASS/"
+        if any(path.is_dir() for path in (where / classes[0]).iterdir()):
+            fix += f", or name {where / classes[0]} if its folders are the classes"
+        raise UserError(f"data_root={where}", what, fix)
     labelled = _read(where, classes, size, channels)
     if len(labelled) < 3:
         raise UserError(f"data_root={where}", f"only {len(labelled)} images", "add more")
@@ -113,7 +117,9 @@ def _parts(
 
 
 def _first(folder: Path, names: Sequence[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
+    """The sub-folder of the first of these names there is, in whatever letters."""
+    there = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    return next((there[name] for name in names if name in there), None)
 
 
 def _classes(folder: Path) -> list[str]:
@@ -137,8 +143,8 @@ def _read(folder: Path, classes: Sequence[str], size: int, channels: int) -> Spl
     found: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not files and folder.name not in PARTS["test"] + PARTS["validation"]:
+        files = _images(folder / name)
+        if not files and folder.name.lower() not in PARTS["test"] + PARTS["validation"]:
             raise UserError(
                 f"data_root={folder / name}",
                 "no images found there",
@@ -149,6 +155,12 @@ def _read(folder: Path, classes: Sequence[str], size: int, channels: int) -> Spl
     if not found:
         raise UserError(f"data_root={folder}", "no images found there", "put images in it")
     return Split(decode(found, size, channels), torch.tensor(labels))
+
+
+def _images(folder: Path) -> list[Path]:
+    """Image files in a folder and its sub-folders, in order, without what is hidden."""
+    found = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    return sorted(folder / p for p in found if not any(name[0] == "." for name in p.parts))
 
 
 def decode(files: Sequence[Path], size: int, channels: int) -> torch.Tensor:

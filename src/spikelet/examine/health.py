@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from spikelet.cuts import stages
 from spikelet.errors import UserError
 from spikelet.examine.subject import Subject
 from spikelet.examine.table import Tell
 from spikelet.execute import ann, bptt
-from spikelet.graph import capture, shapes, stages
+from spikelet.graph import capture, shapes
 from spikelet.measure.accuracy import evaluating
 from spikelet.measure.health import mean_rates
 from spikelet.measure.similarity import linear_cka

@@ -28,7 +28,7 @@ METHODS: Mapping[str, dict[str, Spec]] = {
     "fading": {
         "ce": CE,
         "logits": {**KD, "fade": 1.0},
-        "feature": {"kind": "feature", "fade": 1.0},
+        "feature": {"kind": "feature", "fade": 1.0, "on": "any"},
     },
     "supersnn": {"ce": CE, "relation": {"kind": "relation"}},
     "heterogeneous-temperature": {
@@ -129,7 +129,8 @@ def _exactly(recipe: Recipe) -> bool:
         return True
     plainly = not (neuron.get("signed") or neuron.get("delay"))
     plainly = plainly and recipe.encode["kind"] == "direct"
-    side = data.get("size") or SIDES.get(str(data.get("kind")), SMALL + 1)
+    size = data.get("size") or SIDES.get(str(data.get("kind")), SMALL + 1)
+    side = max(size) if isinstance(size, list | tuple) else size
     return recipe.steps in ALWAYS or (recipe.steps in OFTEN and plainly and side <= SMALL)
 
 

@@ -112,8 +112,8 @@ class Feature(Term):
 
     Args:
         weight: of the sum over places.
-        on: "last", "all", "inner" or names of places, `student=teacher` where they differ;
-            "strict" needs activations there.
+        on: "last", "all", "inner", "any" or names of places, `student=teacher` where they differ;
+            "strict" needs activations there. With "any" the loss is 0 where no places match.
         form: "simple" or "strict".
         stage_weights: weigh stage i of n by 1 / 2^(n - i - 1), in the strict form.
         connector: "conv" is a 1x1 convolution with bias, "conv-norm" one without bias and a batch
@@ -161,7 +161,7 @@ class Feature(Term):
                 losses.append(share * partial_error(source, target))
             else:
                 losses.append(F.mse_loss(full(source), full(target)))
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum() if losses else full(step.student.mean_logits).new_zeros(())
 
 
 def _before(tap: Tap) -> Tensor:

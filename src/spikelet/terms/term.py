@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from spikelet.errors import UserError, unknown
 from spikelet.trace import Trace
 
+ANY = "any"  # `on` of a term that does without places where there are none
 Pair = tuple[str, str]
 Pairs = Sequence[Pair]
 
@@ -123,12 +124,13 @@ def select(argument: str, on: str | Sequence[str], pairs: Pairs) -> tuple[Pair, 
 
     Args:
         argument: name of the argument for the error.
-        on: "last", "all", "inner" (all but the last), their numbers "1", "2", ..., or places of the
-            student, `student=teacher` where the names differ.
+        on: "last", "all", "inner" (all but the last), "any" (all, or none where nothing matches),
+            their numbers "1", "2", ..., or places of the student, `student=teacher` where the
+            names differ.
         pairs: the matching stage outputs.
     """
     if isinstance(on, str):
-        known = {"last": pairs[-1:], "all": pairs, "inner": pairs[:-1]}
+        known = {"last": pairs[-1:], "all": pairs, "inner": pairs[:-1], ANY: pairs}
         near = difflib.get_close_matches(on, known, cutoff=0.5)
         if near and on not in known and on not in dict(pairs):
             raise unknown(argument, on, known)
@@ -140,12 +142,12 @@ def select(argument: str, on: str | Sequence[str], pairs: Pairs) -> tuple[Pair, 
         chosen = known.get(on)
         if chosen is None:
             return select(argument, [on], pairs)
-        if not chosen:
+        if not chosen and on != ANY:
             places = ", ".join(s for s, _ in pairs) or "none"
             raise UserError(
                 f"{argument} = {on!r}",
                 f"it means no place; the matching places are: {places}",
-                f"name one with --terms.{argument}, or choose another method",
+                f"name one with --terms.{argument}, or choose a method without features, as logits",
             )
         return tuple(chosen)
     same = dict(pairs)

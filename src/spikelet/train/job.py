@@ -56,7 +56,7 @@ from spikelet.train.rows import (
 from spikelet.train.run import SCHEMA, card, digest, identity, write_json
 from spikelet.train.running import encoder, runner, spiking
 from spikelet.train.stored import DESCRIPTIONS, RESULTS_FILE, stored_accuracy
-from spikelet.train.told import announce, begin_anew, doubt, warn, worsened
+from spikelet.train.told import announce, begin_anew, doubt, unmatched, warn, worsened
 
 HEALTH_IMAGES = 250
 BEST_FILE = "selected.safetensors"
@@ -159,6 +159,7 @@ def distill(
         more: dict[str, Any] = {}
         if recipe.method != "convert":
             warn(recipe, place)
+            unmatched(distiller, place)
             estimate = estimated(recipe, dataset, student)
             firing = layers if spiking(recipe) else None
             more = _train(recipe, place, dataset, distiller, score, firing, estimate)

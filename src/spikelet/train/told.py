@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from spikelet.data import Dataset
+from spikelet.distill import Distiller
 from spikelet.recipe import Recipe
+from spikelet.terms.term import ANY
 from spikelet.train.load import ANN
 from spikelet.train.place import CHECKPOINT, Place
 from spikelet.train.run import read_json
@@ -86,6 +88,16 @@ def warn(recipe: Recipe, place: Place) -> None:
         place.tell(
             f"its layers begin late: it is trained to answer at T = {recipe.steps}, and at fewer "
             "steps it is another network; --encode mixed trains all of them"
+        )
+
+
+def unmatched(distiller: Distiller, place: Place) -> None:
+    """Says so where a loss on features is left out, as no stages match."""
+    idle = [name for name, term in distiller.terms.items() if getattr(term, "on", None) == ANY]
+    if place.writes and idle and not distiller.pairs:
+        place.tell(
+            f"no stage of the student matches one of the teacher's, so {', '.join(idle)} counts "
+            f"nothing; --terms.{idle[0]}.on names places, `student=teacher`"
         )
 
 
