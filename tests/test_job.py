@@ -293,6 +293,27 @@ def test_the_default_does_without_features_where_no_stages_match(
         told(tmp_path / "teacher", tmp_path / "no", dataset, recipe("kdsnn-feature"))
 
 
+def curved(classes: int, channels: int) -> nn.Module:
+    """A classifier that has no conversion."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, classes)
+    )
+
+
+def test_a_teacher_without_a_conversion_teaches_another_student(
+    tmp_path: Path, dataset: Dataset
+) -> None:
+    training = Training(epochs=1, batch=50, learning_rate=0.1)
+    mine = default_recipe("teach", DATA, model={"kind": "test_job:curved"}, training=training)
+    teach(mine, tmp_path / "teacher", console=QUIET, device="cpu", dataset=dataset)
+    with pytest.raises(UserError, match="another architecture"):
+        told(tmp_path / "teacher", tmp_path / "no", dataset, recipe("fading"))
+    other = recipe("fading", model={"kind": "small-cnn", "width": 4}, start="scratch")
+    assert "feature counts nothing" in told(tmp_path / "teacher", tmp_path / "run", dataset, other)
+    rows = read_json(tmp_path / "run/results.json")["rows"]
+    assert [row["method"] for row in rows] == ["teacher", "fading", "fading"]
+
+
 def test_a_training_that_spoils_the_conversion_is_told(
     taught: Path, tmp_path: Path, dataset: Dataset
 ) -> None:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from small import assert_same, gradients, images, neurons, student
 from spikelet.anchor import laid_as
+from spikelet.distill import freeze
 from spikelet.dual import over_time, window_means
 from spikelet.encode import repeat
-from spikelet.execute import rate
-from spikelet.layout import as_rows, from_rows, is_channels_last
+from spikelet.execute import ann, rate
+from spikelet.layout import as_rows, from_rows, is_channels_last, laid_for
+from spikelet.measure import accuracy
 from spikelet.neuron import IF, Integrator
 from spikelet.rate import averaged
 from spikelet.slopes import closed_form
@@ -129,3 +131,37 @@ def test_only_weights_of_four_dimensions_are_laid_channels_last() -> None:
     assert net[0].weight.is_contiguous() and net[2].weight.is_contiguous()
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+class Viewing(nn.Module):
+    """What tutorials write: a `view`, which a tensor with channels last does not bear."""
+
+    def __init__(self, branching: bool = False) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 36, 5)
+        self.branching = branching
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.branching and x.sum() > 1e9:
+            return x
+        return self.out(torch.relu(self.conv(x)).view(-1, 4 * 36))
+
+
+@pytest.mark.parametrize("branching", [False, True])
+def test_a_network_with_views_is_run_as_it_can_be(branching: bool) -> None:
+    net, cpu = Viewing(branching).eval(), torch.device("cpu")
+    x, labels = torch.randn(7, 3, 6, 6), torch.arange(7) % 5
+    wanted, last = net(x), x.contiguous(memory_format=torch.channels_last)
+    assert placed(net, cpu).conv.weight.is_contiguous()
+    torch.testing.assert_close(ann(net, last.unsqueeze(0)).mean_logits, wanted)
+    assert accuracy(net, [(last, labels)]) == int((wanted.argmax(1) == labels).sum()) / 7
+    frozen = placed(freeze(net), cpu)
+    torch.testing.assert_close(ann(frozen, last.unsqueeze(0)).mean_logits, wanted)
+    assert branching or not frozen.conv.weight.is_contiguous()
+
+
+def test_a_network_without_views_has_its_channels_last() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+    assert not placed(net, torch.device("cpu"))[0].weight.is_contiguous()
+    x = torch.randn(2, 3, 6, 6).contiguous(memory_format=torch.channels_last)
+    assert laid_for(net, x) is x

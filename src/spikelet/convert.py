@@ -101,6 +101,14 @@ def obstacles(net: fx.GraphModule) -> list[Obstacle]:
     return found
 
 
+def convertible(model: nn.Module) -> bool:
+    """Whether `convert` can make a student of a model."""
+    try:
+        return not obstacles(capture(model))
+    except UserError:
+        return False
+
+
 def _obstacle(node: fx.Node, modules: dict[str, nn.Module], net: nn.Module) -> Obstacle | None:
     place = node.meta["paths"][-1] if node.meta.get("paths") else node.name
     if node.op == "call_module":

@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from spikelet.dual import Dual, at_steps, fold, means_at, over_time, unfold, window_means
 from spikelet.errors import UserError, unknown
 from spikelet.graph import is_activation, resolve, walk
+from spikelet.layout import laid_for
 from spikelet.neuron import Integrator, Neuron, per_channel, scan
 from spikelet.norm import FrozenNorm
 from spikelet.rate import (
@@ -74,7 +75,7 @@ def ann(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
     image = x.mean(0) if x.stride(0) else x[0]
     if not isinstance(net, fx.GraphModule):
         with _outputs(net, asked) as outputs:
-            logits = net(image)
+            logits = net(laid_for(net, image))
         return Trace(logits.unsqueeze(0), {path: Tap(outputs[path]) for path in asked})
     require_time(net, x)
     wanted, found = wanted_taps(net, asked), {}

@@ -81,6 +81,7 @@ def capture(model: nn.Module) -> fx.GraphModule:
     _one_module_per_activation(net)
     _pool_before_activation(net)
     _to_logits(net)
+    net.meta["viewed"] = _views_as_reshapes(net)
     net.graph.lint()
     net.recompile()
     for path, module in net.named_modules():
@@ -224,6 +225,15 @@ def _to_logits(net: fx.GraphModule) -> None:
     assert isinstance(source, fx.Node)
     output.args = (source,)
     net.graph.erase_node(last)
+
+
+def _views_as_reshapes(net: fx.GraphModule) -> bool:
+    """Views of another shape, which need a contiguous tensor, become reshapes; whether any did."""
+    views = [node for node in net.graph.nodes if node.op == "call_method" and node.target == "view"]
+    views = [node for node in views if not any(isinstance(a, torch.dtype) for a in node.args)]
+    for node in views:
+        node.target = "reshape"
+    return bool(views)
 
 
 def is_softmax(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

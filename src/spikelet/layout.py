@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
+import torch
+from torch import Tensor, fx, nn
 
 
 def as_rows(x: Tensor, like: Tensor) -> Tensor:
@@ -39,6 +40,20 @@ def begun(start: Tensor, row: Tensor) -> Tensor:
     if start.ndim < 3:
         return start.expand_as(row)
     return start.repeat(row.shape[0] // start.shape[0], 1, 1)
+
+
+def laid_for(net: nn.Module, images: Tensor) -> Tensor:
+    """Images "B C H W" as a network takes them: contiguous where its own code may need them so.
+
+    That is one which is no graph, and none of whose convolutions has its channels innermost.
+    """
+    if isinstance(net, fx.GraphModule):
+        return images
+    weights = (weight for weight in net.parameters() if weight.ndim == 4)
+    last = torch.channels_last
+    if any(w.is_contiguous(memory_format=last) and not w.is_contiguous() for w in weights):
+        return images
+    return images.contiguous()
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -14,6 +14,7 @@ from spikelet.data import Batches, Dataset, Split
 from spikelet.encode import repeat, still
 from spikelet.errors import UserError
 from spikelet.execute import Execute, ann, bptt
+from spikelet.layout import laid_for
 from spikelet.measure.accuracy import Encode
 from spikelet.quantise import quantised
 from spikelet.recipe import Recipe
@@ -222,7 +223,7 @@ class _Eye:
                 return repeat(renewed(still(images)), steps)
 
             def told(images: Tensor) -> Tensor:
-                return net(renewed(still(images)))
+                return net(laid_for(net, renewed(still(images))))
 
             return Seen(name, net, False, run, told, ann, shown_still)
         has_spikes = path is None or spiking(recipe)  # a teacher without spikes is an ANN

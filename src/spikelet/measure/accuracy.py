@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spikelet.encode import FRAMES, repeat, still
 from spikelet.errors import UserError
 from spikelet.execute import Execute, bptt
+from spikelet.layout import laid_for
 from spikelet.neuron import Neuron
 from spikelet.processes import total
 
@@ -113,8 +114,8 @@ def accuracy_over_steps(
 def correct(net: nn.Module, batches: Iterable[Batch]) -> Tensor:
     """Whether an ANN answers each image correctly: bool "N" on the CPU."""
     with evaluating(net):
-        hits = (net(still(images)).argmax(1) == labels for images, labels in _once(batches))
-        return _joined(list(hits))
+        shown = ((laid_for(net, still(images)), labels) for images, labels in _once(batches))
+        return _joined([net(images).argmax(1) == labels for images, labels in shown])
 
 
 def accuracy(net: nn.Module, batches: Iterable[Batch]) -> float:

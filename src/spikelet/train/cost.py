@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spikelet.data import Batches
 from spikelet.distill import Distiller
 from spikelet.encode import Direct, still
+from spikelet.layout import laid_for
 from spikelet.recipe import Training
 from spikelet.train.schedule import optimiser
 
@@ -56,7 +57,7 @@ def epoch_seconds(teacher: nn.Module, batches: Batches, training: Training) -> f
     for images, labels, begin in itertools.islice(_timed(batches), WARM + TIMED):
         half = training.precision == "bf16"
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=half):
-            loss = F.cross_entropy(net(still(images)).float(), labels)
+            loss = F.cross_entropy(net(laid_for(net, still(images))).float(), labels)
         steps.zero_grad(set_to_none=True)
         loss.backward()
         if training.clip is not None:

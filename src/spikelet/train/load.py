@@ -17,6 +17,7 @@ from spikelet.data import Dataset
 from spikelet.encode import FRAMES, still
 from spikelet.errors import UserError
 from spikelet.given import IMAGES
+from spikelet.layout import laid_for
 from spikelet.measure import answers_over_steps
 from spikelet.models import build_model, default_model
 from spikelet.neuron import Neuron
@@ -82,7 +83,7 @@ class Loaded:
             what = f"expected a batch of images {wanted}, as the run was trained on"
             raise UserError(f"images {tuple(images.shape)}", what, "bring them to this size")
         if self.kind == ANN:
-            return self.net(still(images))
+            return self.net(laid_for(self.net, still(images)))
         steps = self.recipe.steps if steps is None else steps
         encode = encoder(self.recipe, *statistics(self.path / "card.json"))
         found = answers_over_steps(self.net, images, [steps], runner(self.recipe), encode)

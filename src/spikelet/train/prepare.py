@@ -19,7 +19,7 @@ from spikelet.data.paired import Paired
 from spikelet.distill import Distiller
 from spikelet.errors import UserError
 from spikelet.execute import bptt
-from spikelet.graph import shapes
+from spikelet.graph import capture, shapes
 from spikelet.norm import estimate_norms, freeze_norms, settle_norms, tracking
 from spikelet.processes import processes, rank
 from spikelet.quantise import quantised
@@ -105,12 +105,27 @@ def teacher_of(recipe: Recipe, out: Path, dataset: Dataset) -> Loaded:
 
 
 def placed(net: nn.Module, device: torch.device) -> nn.Module:
-    """The network itself on a device, channels last: the layout that convolutions are fast in."""
+    """The network itself on a device, channels last: the layout that convolutions are fast in.
+
+    One whose own code takes a `view`, or cannot be read, stays contiguous.
+    """
     net = net.to(device)
+    if not _lays_freely(net):
+        return net
     for weight in net.parameters():
         if weight.ndim == 4:  # torch refuses the layout for any other
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return net
+
+
+def _lays_freely(net: nn.Module) -> bool:
+    """Whether nothing in a network needs its tensors contiguous; a captured graph does not."""
+    if isinstance(net, fx.GraphModule):
+        return True
+    try:
+        return not capture(net).meta["viewed"]
+    except UserError:
+        return False
 
 
 def _require_images(description: Mapping[str, Any], dataset: Dataset) -> None:

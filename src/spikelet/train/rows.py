@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikelet.convert import convert
+from spikelet.convert import convert, convertible
 from spikelet.data import Batches, Dataset, Split
 from spikelet.distill import freeze
 from spikelet.measure import accuracy, accuracy_over_steps
@@ -97,7 +97,9 @@ def control_rows(
 def _converted(
     recipe: Recipe, dataset: Dataset, net: nn.Module, steps: list[int], images: Tensor, **more: Any
 ) -> list[dict[str, Any]]:
-    """Rows of an ANN's conversion, calibrated for each T."""
+    """Rows of an ANN's conversion, calibrated for each T; none of one that has no conversion."""
+    if not convertible(net):
+        return []
     encode, rows = encoder(recipe, dataset.mean, dataset.std), []
     for t in steps:
         converted = convert(net, build("neuron", recipe.neuron, NEURONS), steps=t, calibrate=images)
