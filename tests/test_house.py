@@ -24,7 +24,8 @@ SOURCE = ROOT / "src" / "spikelet"
 LAYERS = (
     "spike encode recipe errors heap folder processes dither late",
     "neuron norm models data checkpoint nested vision",
-    "given graph cuts trace layout dual anchor slopes kernels windows carry folding unroll shared",
+    "given graph cuts obstacles trace layout dual anchor slopes kernels windows carry folding "
+    "unroll shared",
     "rate convert stepwise",
     "execute quantise",
     "terms measure",

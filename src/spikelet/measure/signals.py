@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spikelet.convert import FUNCTIONS, LAYERS, METHODS, Offset
+from spikelet.convert import Offset
 from spikelet.norm import FrozenNorm
+from spikelet.obstacles import FUNCTIONS, LAYERS, METHODS
 
 Kind = Literal["spikes", "levels", "multi-valued", "activation", "image", "current"]
 ORDER: tuple[Kind, ...] = ("spikes", "levels", "multi-valued", "activation", "image", "current")

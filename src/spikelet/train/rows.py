@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikelet.convert import convert, convertible
+from spikelet.convert import convert
 from spikelet.data import Batches, Dataset, Split
 from spikelet.distill import freeze
 from spikelet.measure import accuracy, accuracy_over_steps
+from spikelet.obstacles import convertible
 from spikelet.processes import processes, rank
 from spikelet.recipe import NEURONS, Recipe, build
 from spikelet.train.crossed import images_of, sees
