@@ -115,6 +115,8 @@ class Reshaped(nn.Module):
         super().__init__()
         self.way = way
         self.conv = nn.Conv2d(2, 16, 2, stride=2)
+        self.pads = nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.ReflectionPad2d(1))
+        self.halves = nn.Unflatten(1, (2, 8))
         self.mix = nn.Linear(16, 16, bias="bias" in way)
         self.out = nn.LazyLinear(3)
 
@@ -125,6 +127,11 @@ class Reshaped(nn.Module):
         elif self.way == "parts":
             x, other = x.chunk(2, 1)
             x = torch.cat([F.relu(other), x], 1)
+        elif self.way == "padded":
+            x = F.relu(self.pads(x))
+            x = torch.stack(torch.split(x, 8, 1), 2).movedim(2, 1).sum(1)
+        elif self.way == "unflattened":
+            x = F.pixel_unshuffle(torch.swapaxes(self.halves(x).sum(1), 2, 3), 2)
         elif self.way == "pixels":
             x = F.pixel_shuffle(x, 2)
         else:
@@ -132,7 +139,9 @@ class Reshaped(nn.Module):
         return self.out(F.relu(x).flatten(1))
 
 
-@pytest.mark.parametrize("way", ["flat", "parts", "pixels", "tokens", "tokens with bias"])
+@pytest.mark.parametrize(
+    "way", ["flat", "parts", "pixels", "padded", "unflattened", "tokens", "tokens with bias"]
+)
 def test_any_layout_in_front_of_a_relu(way: str) -> None:
     torch.manual_seed(3)
     x = torch.randn(64, 2, 8, 8)

@@ -21,19 +21,24 @@ SOFTMAX = "leave it out, unless it is attention: a student answers with logits"
 LAYERS = (
     FrozenNorm,
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, _BatchNorm, _DropoutNd, nn.Identity, nn.Flatten),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.Unflatten),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.PixelShuffle),
+    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.PixelUnshuffle, nn.ChannelShuffle),
 )
 FUNCTIONS = {
     *(operator.add, operator.sub, operator.getitem, operator.mul, operator.truediv, getattr),
     *(operator.floordiv, torch.add, torch.sub, torch.mul, torch.cat, torch.flatten, torch.mean),
     *(torch.reshape, torch.transpose, torch.permute, torch.squeeze, torch.unsqueeze, F.pad),
     *(F.avg_pool2d, F.adaptive_avg_pool2d, F.max_pool2d, F.adaptive_max_pool2d, F.interpolate),
-    *(F.conv2d, F.linear, torch.max_pool2d, F.max_pool1d, F.pixel_shuffle),
+    *(F.conv2d, F.linear, torch.max_pool2d, F.max_pool1d, F.pixel_shuffle, F.pixel_unshuffle),
+    *(F.conv1d, F.avg_pool1d, F.adaptive_avg_pool1d, torch.stack, torch.chunk, torch.split),
+    *(torch.sum, torch.unflatten, torch.swapaxes, torch.movedim),
 }
 METHODS = {
     *("view", "reshape", "flatten", "size", "mean", "permute", "transpose", "contiguous", "dim"),
     *("squeeze", "unsqueeze", "add", "sub", "mul", "float", "to", "sum", "chunk", "split"),
+    *("unflatten", "swapaxes", "movedim"),
 }
 ARITHMETIC = {
     *(operator.getitem, operator.add, operator.sub),

@@ -282,6 +282,32 @@ def test_places() -> None:
     assert distiller(Feature(on=["down"])).own["feature"].pairs == (("down", "down"),)
 
 
+@pytest.mark.parametrize("form", ["simple", "strict"])
+def test_relative_errors_do_not_depend_on_the_size_of_features(form: str) -> None:
+    """Each place over the variance between the example's images, element by element."""
+    x, losses = images("stages", 16), []
+    for place in PLACES:
+        alone = distiller(Feature(form=form, on=[place])).eval()
+        loss = float(alone(x[:4], LABELS)[1]["feature"])
+        assert alone.teacher is not None
+        field = "mean" if form == "simple" else "current"
+        tap = ann(alone.teacher, Direct(1)(x), {place: (field,)}).taps[place]
+        part = alone.own["feature"][0]
+        target = tap.mean if form == "simple" else tap.current[0]
+        if form == "strict":
+            target = target.maximum(part.margin[:, None, None])
+        spreads = []
+        for element in target.flatten(1).T.tolist():
+            mean = sum(element) / len(element)
+            spreads.append(sum((value - mean) ** 2 for value in element) / len(element))
+        losses.append(loss * len(spreads) / sum(spreads))
+    shares = [stage_share(i, True) if form == "strict" else 1.0 for i in range(len(PLACES))]
+    whole = distiller(Feature(form=form, on=PLACES, relative=True)).eval()
+    found = float(whole(x[:4], LABELS)[1]["feature"])
+    assert found == pytest.approx(sum(map(math.prod, zip(losses, shares, strict=True))), rel=1e-5)
+    assert not any("spread" in name for name, _ in whole.named_parameters())
+
+
 def test_any_place_may_be_none() -> None:
     """Where nothing matches, "any" is no loss and "all" is an error."""
 

@@ -59,6 +59,11 @@ def partial_error(source: Tensor, target: Tensor) -> Tensor:
     return ((s - t).square() * counts).mean()
 
 
+def variance_of_images(features: Tensor) -> Tensor:
+    """How much features "B ..." differ between images: a scalar, the mean over elements."""
+    return full(features).var(0, unbiased=False).mean().clamp_min(1e-12)
+
+
 def norm_before(net: nn.Module | None, path: str) -> nn.Module | None:
     """The batch norm whose output is what the activation at `path` sees.
 
@@ -81,14 +86,18 @@ def norm_before(net: nn.Module | None, path: str) -> nn.Module | None:
 
 @final
 class Connector(nn.Module):
-    """The mapping of one pair, dropped after training, and the margin of its target."""
+    """The mapping of one pair, dropped after training, the margin and variance of its target."""
 
     margin: Tensor | None
+    spread: Tensor | None
 
-    def __init__(self, mapping: nn.Module, margin: Tensor | None) -> None:
+    def __init__(
+        self, mapping: nn.Module, margin: Tensor | None, spread: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.mapping = mapping
         self.register_buffer("margin", margin)
+        self.register_buffer("spread", spread)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mapping(x)
@@ -119,6 +128,9 @@ class Feature(Term):
         connector: "conv" is a 1x1 convolution with bias, "conv-norm" one without bias and a batch
             norm; both start at a ridge fit. "auto" is "conv" for "simple", "conv-norm" for
             "strict".
+        relative: whether the error of each place is divided by the variance of its target over
+            images (the mean over elements, on the examples), so that the weight means the same for
+            features of any size.
     """
 
     weight: float = 1.0
@@ -126,6 +138,7 @@ class Feature(Term):
     form: Literal["simple", "strict"] = "simple"
     stage_weights: bool = True
     connector: Literal["auto", "conv-norm", "conv"] = "auto"
+    relative: bool = False
 
     def taps(self, pairs: Pairs) -> Reads:
         chosen = select("feature.on", self.on, pairs)
@@ -145,9 +158,10 @@ class Feature(Term):
             margin = _margin(norm_before(binding.teacher_net, pair[1]), _before(tap))
         target = _target(tap, margin)
         check_places("feature.on", source, target, pair)
+        spread = variance_of_images(target) if self.relative else None
         if self.connector == "conv" or (self.connector, self.form) == ("auto", "simple"):
-            return Connector(Pointwise(*ridge(source, target)), margin)
-        return Connector(normalised(source, target), margin)
+            return Connector(Pointwise(*ridge(source, target)), margin, spread)
+        return Connector(normalised(source, target), margin, spread)
 
     def __call__(self, own: nn.Module, step: Step) -> Tensor:
         assert isinstance(own, Places)
@@ -158,9 +172,10 @@ class Feature(Term):
             target = _target(step.taught.taps[t], connector.margin)
             if strict:
                 share = 0.5 ** (len(own) - i - 1) if self.stage_weights else 1.0
-                losses.append(share * partial_error(source, target))
+                loss = share * partial_error(source, target)
             else:
-                losses.append(F.mse_loss(full(source), full(target)))
+                loss = F.mse_loss(full(source), full(target))
+            losses.append(loss if connector.spread is None else loss / connector.spread)
         return torch.stack(losses).sum() if losses else full(step.student.mean_logits).new_zeros(())
 
 
