@@ -59,7 +59,8 @@ SIGNATURES = {
         "(weight=1.0, on='last', feature='spikes', rank=None, normalise='energy', *, fade=0.0)"
     ),
     "Feature": (
-        "(weight=1.0, on='all', form='simple', stage_weights=True, connector='auto', *, fade=0.0)"
+        "(weight=1.0, on='all', form='simple', stage_weights=True, connector='auto', "
+        "relative=False, *, fade=0.0)"
     ),
     "Semantic": "(weight=10.0, on='last', pool=1, mapping='auto', until=0.5, *, fade=0.0)",
     "Relation": "(weight=10.0, on='last', pool=1, form='cosine', keep_time=False, *, fade=0.0)",
