@@ -236,3 +236,32 @@ def test_the_gradient_of_a_default(
     for method, way in (("qann", "quantised"), ("twkd", "bptt")):
         found = completed(default_recipe("distill", data, method, steps=steps), chosen)
         assert found.execute["kind"] == way
+
+
+@pytest.mark.parametrize(
+    ("steps", "more", "chosen", "strong"),
+    [
+        (2, {}, (), False),
+        (3, {}, (), True),
+        (4, {}, ("terms.logits.tau", "epochs"), True),
+        (8, {}, (), True),
+        (4, {}, ("terms.feature.weight",), False),
+        (4, {}, ("terms.feature.fade",), False),
+        (4, {}, ("terms.feature.kind",), False),
+        (4, {"start": "scratch"}, (), False),
+        (4, {"model": {"kind": "small-cnn"}}, (), False),
+        (4, {"neuron": {"kind": "IF", "delay": 3}}, (), False),
+        (4, {"neuron": {"kind": "IF", "signed": True}}, (), False),
+        (4, {"encode": {"kind": "mixed"}}, (), False),
+    ],
+)
+def test_features_count_much_at_the_start_where_that_was_measured(
+    steps: int, more: dict[str, Any], chosen: tuple[str, ...], strong: bool
+) -> None:
+    before = default_recipe("distill", {"kind": "mnist"}, steps=steps, **more)
+    feature = completed(before, chosen).terms["feature"]
+    weights = {"weight": 10.0, "fade": 4.0} if strong else {"fade": 1.0}
+    assert feature == {"kind": "feature", "on": "any", **weights}
+    assert before.terms["feature"]["fade"] == 1.0  # what it was made of stays
+    other = default_recipe("distill", {"kind": "mnist"}, "kdsnn-feature", steps=4)
+    assert completed(other).terms == other.terms

@@ -50,8 +50,11 @@ FIELDS: Mapping[str, dict[str, Any]] = {
     "twkd": UNROLLED,
     "distilling-spikes": UNROLLED,
 }
+STRONG: dict[str, float] = {"weight": 10.0, "fade": 4.0}
+"""Of the features of `fading` from T = 3 on: much at the start, soon nothing (docs/recipe.md)."""
 FUSED = ("rate", "bptt")  # ways of running that can compile their neurons
 DEFAULT_METHOD = "fading"
+FINE = 3  # T from which on few spikes can follow the teacher's features
 ALWAYS, OFTEN = (2,), (3, 4)  # T at which gradients through time pay (docs/recipe.md),
 SMALL = 32  # the latter on images of at most so many pixels a side: all steps lie in memory
 SIDES = {"digits": 8, "mnist": 28, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32}
@@ -110,13 +113,24 @@ def terms_of(method: str) -> dict[str, Spec]:
 def completed(recipe: Recipe, chosen: Collection[str] = ()) -> Recipe:
     """A student's recipe with the defaults that depend on several of its parts.
 
-    They are the way of its gradient and the learning rate. What is among the leaves that were
-    chosen stays.
+    They are the way of its gradient, the learning rate and, in a converted student from T = 3 on,
+    how much the features of `fading` count. What is among the leaves that were chosen stays.
     """
     ways = {path for path in chosen if path.startswith("execute.")} - {"execute.fuse"}
     if recipe.execute["kind"] == "rate" and not ways and _exactly(recipe):
         recipe = dataclasses.replace(recipe, execute={**recipe.execute, "kind": "bptt"})
+    fading = recipe.method == "fading" and not _of_features(chosen)
+    converted = recipe.model is None and recipe.start == "converted"
+    if fading and converted and recipe.steps >= FINE and _plain(recipe):
+        terms = {**recipe.terms, "feature": {**recipe.terms["feature"], **STRONG}}
+        recipe = dataclasses.replace(recipe, terms=terms)
     return gentler(recipe, chosen)
+
+
+def _of_features(chosen: Collection[str]) -> bool:
+    """Whether a choice says how much features count, or that they are another term."""
+    said = {f"terms.feature.{name}" for name in ("kind", *STRONG)}
+    return not said.isdisjoint(chosen)
 
 
 def _exactly(recipe: Recipe) -> bool:
@@ -124,14 +138,19 @@ def _exactly(recipe: Recipe) -> bool:
 
     A current that is learned for each step has no other.
     """
-    neuron, data = recipe.neuron, recipe.data
-    if neuron.get("step_bias"):
+    data = recipe.data
+    if recipe.neuron.get("step_bias"):
         return True
-    plainly = not (neuron.get("signed") or neuron.get("delay"))
-    plainly = plainly and recipe.encode["kind"] == "direct"
     size = data.get("size") or SIDES.get(str(data.get("kind")), SMALL + 1)
     side = max(size) if isinstance(size, list | tuple) else size
-    return recipe.steps in ALWAYS or (recipe.steps in OFTEN and plainly and side <= SMALL)
+    return recipe.steps in ALWAYS or (recipe.steps in OFTEN and _plain(recipe) and side <= SMALL)
+
+
+def _plain(recipe: Recipe) -> bool:
+    """Whether all layers begin at once with binary spikes, and every batch has T steps."""
+    neuron = recipe.neuron
+    unsigned = not (neuron.get("signed") or neuron.get("delay"))
+    return unsigned and recipe.encode["kind"] == "direct"
 
 
 def gentler(recipe: Recipe, chosen: Container[str]) -> Recipe:
