@@ -171,6 +171,24 @@ def test_many_obstacles_are_not_all_listed() -> None:
     assert str(caught.value).count("retrain the ANN") == 8
 
 
+def test_wrapped_models() -> None:
+    """What torch.compile wraps is found; what is scripted has nothing to trace."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    compiled = torch.compile(model, backend="eager")
+    assert places(convert(compiled)) == places(convert(model))
+    with pytest.raises(UserError, match=r"give the nn.Module it was made of"):
+        convert(torch.jit.trace(model, torch.randn(2, 4)))
+
+
+def test_outputs_besides_logits_are_told() -> None:
+    class Several(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    with pytest.raises(UserError, match=r"its forward gave tuple, expected logits alone; leave"):
+        ann(Several(), torch.ones(1, 2, 3))
+
+
 def test_a_model_that_cannot_be_copied_is_told() -> None:
     model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 3))
     model(torch.randn(2, 4))

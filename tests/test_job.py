@@ -305,7 +305,10 @@ def test_a_teacher_without_a_conversion_teaches_another_student(
 ) -> None:
     training = Training(epochs=1, batch=50, learning_rate=0.1)
     mine = default_recipe("teach", DATA, model={"kind": "test_job:curved"}, training=training)
-    teach(mine, tmp_path / "teacher", console=QUIET, device="cpu", dataset=dataset)
+    said = io.StringIO()
+    console = Console(file=said, width=1000)
+    teach(mine, tmp_path / "teacher", console=console, device="cpu", dataset=dataset)
+    assert "no spiking student can be made of it: 2 places" in said.getvalue().split("epoch 1")[0]
     with pytest.raises(UserError, match="another architecture"):
         told(tmp_path / "teacher", tmp_path / "no", dataset, recipe("fading"))
     other = recipe("fading", model={"kind": "small-cnn", "width": 4}, start="scratch")

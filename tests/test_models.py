@@ -290,6 +290,18 @@ def test_weight_files_round_trip(tmp_path, suffix):
     assert all(map(torch.equal, model.state_dict().values(), loaded.state_dict().values()))
 
 
+def test_names_of_wrapped_models(tmp_path):
+    model = built("small-cnn", 1, 8, 4)
+    state = model.state_dict()
+    torch.save({f"_orig_mod.{name}": value for name, value in state.items()}, tmp_path / "w.pt")
+    loaded = built("small-cnn", 1, 8, 4, weights=tmp_path / "w.pt")
+    assert all(map(torch.equal, state.values(), loaded.state_dict().values()))
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "m.pt")
+    parallel = torch.nn.DataParallel(built("small-cnn", 1, 8, 4))
+    models.load_weights(parallel, tmp_path / "m.pt")
+    assert all(map(torch.equal, state.values(), parallel.module.state_dict().values()))
+
+
 def sentence(caught: pytest.ExceptionInfo[UserError]) -> str:
     text = str(caught.value)
     assert "\n" not in text

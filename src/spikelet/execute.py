@@ -76,6 +76,10 @@ def ann(net: nn.Module, x: Tensor, taps: Taps = ()) -> Trace:
     if not isinstance(net, fx.GraphModule):
         with _outputs(net, asked) as outputs:
             logits = net(laid_for(net, image))
+        if not isinstance(logits, Tensor):
+            what = f"its forward gave {type(logits).__name__}, expected logits alone"
+            fix = "leave other outputs out, as --model.aux_logits False of torchvision does"
+            raise UserError("model", what, fix)
         return Trace(logits.unsqueeze(0), {path: Tap(outputs[path]) for path in asked})
     require_time(net, x)
     wanted, found = wanted_taps(net, asked), {}

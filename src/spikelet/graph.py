@@ -63,6 +63,10 @@ def capture(model: nn.Module) -> fx.GraphModule:
     """
     if isinstance(model, fx.GraphModule) and "moved" in model.meta:
         return copy.deepcopy(model)
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    if isinstance(model, torch.jit.ScriptModule):
+        what = "TorchScript has no forward that can be traced"
+        raise UserError("model", what, "give the nn.Module it was made of")
     source = plain_layers(model)
     _require_images_alone(source)
     modes = {path: module.training for path, module in source.named_modules()}

@@ -68,12 +68,13 @@ def obstacles(net: fx.GraphModule) -> list[Obstacle]:
     return found
 
 
-def convertible(model: nn.Module) -> bool:
-    """Whether `convert` can make a student of a model."""
+def reason(model: nn.Module) -> str | None:
+    """Why `convert` can make no student of a model; None where it can."""
     try:
-        return not obstacles(capture(model))
-    except UserError:
-        return False
+        found = obstacles(capture(model))
+    except UserError as error:
+        return error.message
+    return refusal(found).message if found else None
 
 
 def _obstacle(node: fx.Node, modules: dict[str, nn.Module], net: nn.Module) -> Obstacle | None:

@@ -128,7 +128,7 @@ def _distill(parser: Parser) -> None:
     parser.add_argument("--steps", type=number(int), metavar="T", help="time steps; default: 4")
     text = f"{', '.join(NEURONS)} or an import path; default: IF"
     parser.add_argument("--neuron", metavar="N", help=text)
-    text = "how the gradient is taken: rate, bptt or an import path; default: rate, at T = 2 bptt"
+    text = "how the gradient is taken: rate, bptt or an import path; default: docs/recipe.md"
     parser.add_argument("--execute", metavar="E", help=text)
     _beginning(parser)
     _training(parser, "distill")

@@ -14,6 +14,7 @@ from spikelet.errors import UserError
 SAFETENSORS, NUMPY = (".safetensors",), (".npz",)
 TORCH = (".pt", ".pth", ".th", ".bin")
 ANOTHER = "choose other weights, saved from a model that answers"
+WRAPPERS = ("_orig_mod.", "module.")  # of torch.compile and DataParallel
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "weights")
 
 
@@ -76,9 +77,16 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
             "no state dict (names with tensors) in it",
             "save one with torch.save(model.state_dict(), FILE)",
         )
-    if all(name.startswith("module.") for name in content):
-        return {name.removeprefix("module."): value for name, value in content.items()}
     return dict(content)
+
+
+def _fitting(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the prefixes of wrappers, but for a model that has them itself."""
+    for prefix in WRAPPERS:
+        own = any(name.startswith(prefix) for name in wanted)
+        if not own and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return found
 
 
 def load_weights(model: nn.Module, path: Path | str) -> nn.Module:
@@ -89,7 +97,8 @@ def load_weights(model: nn.Module, path: Path | str) -> nn.Module:
     Raises:
         UserError: as `read_weights`, or names, class count or shapes differ.
     """
-    found, wanted = read_weights(path), model.state_dict()
+    wanted = model.state_dict()
+    found = _fitting(read_weights(path), wanted)
     absent = [name for name in wanted if name not in found and not _counter(name)]
     surplus = [name for name in found if name not in wanted and not _counter(name)]
     if absent or surplus:

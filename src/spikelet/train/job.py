@@ -56,7 +56,7 @@ from spikelet.train.rows import (
 from spikelet.train.run import SCHEMA, card, digest, identity, write_json
 from spikelet.train.running import encoder, runner, spiking
 from spikelet.train.stored import DESCRIPTIONS, RESULTS_FILE, stored_accuracy
-from spikelet.train.told import announce, begin_anew, doubt, unmatched, warn, worsened
+from spikelet.train.told import announce, begin_anew, doubt, unconverted, unmatched, warn, worsened
 
 HEALTH_IMAGES = 250
 BEST_FILE = "selected.safetensors"
@@ -102,6 +102,7 @@ def teach(
     with opened(recipe, place, dataset):
         if place.writes:
             write_json(place.out / "model.json", architecture(description))
+        unconverted(model, place)
         selected = _train(recipe, place, dataset, distiller, score, None)
         value = score(dataset.test)
         rows = [row(ANN, None, value, recipe.seed, kind="ann", **selected)]

@@ -12,7 +12,7 @@ from spikelet.convert import convert
 from spikelet.data import Batches, Dataset, Split
 from spikelet.distill import freeze
 from spikelet.measure import accuracy, accuracy_over_steps
-from spikelet.obstacles import convertible
+from spikelet.obstacles import reason
 from spikelet.processes import processes, rank
 from spikelet.recipe import NEURONS, Recipe, build
 from spikelet.train.crossed import images_of, sees
@@ -99,7 +99,7 @@ def _converted(
     recipe: Recipe, dataset: Dataset, net: nn.Module, steps: list[int], images: Tensor, **more: Any
 ) -> list[dict[str, Any]]:
     """Rows of an ANN's conversion, calibrated for each T; none of one that has no conversion."""
-    if not convertible(net):
+    if reason(net) is not None:
         return []
     encode, rows = encoder(recipe, dataset.mean, dataset.std), []
     for t in steps:

@@ -11,6 +11,7 @@ from torch import nn
 
 from spikelet.data import Dataset
 from spikelet.distill import Distiller
+from spikelet.obstacles import reason
 from spikelet.recipe import Recipe
 from spikelet.terms.term import ANY
 from spikelet.train.load import ANN
@@ -89,6 +90,13 @@ def warn(recipe: Recipe, place: Place) -> None:
             f"its layers begin late: it is trained to answer at T = {recipe.steps}, and at fewer "
             "steps it is another network; --encode mixed trains all of them"
         )
+
+
+def unconverted(model: nn.Module, place: Place) -> None:
+    """Says so before an ANN is trained of which no student can be made."""
+    why = reason(model) if place.writes else None
+    if why is not None:
+        place.tell(f"it can teach, but no spiking student can be made of it: {why}")
 
 
 def unmatched(distiller: Distiller, place: Place) -> None:
