@@ -119,6 +119,25 @@ def cell(done: dict[str, Any], method: str, steps: int, seed: int) -> Path:
 # ---- the grid -----------------------------------------------------------------------------
 
 
+def curved(classes: int, channels: int) -> nn.Module:
+    """A classifier that has no conversion."""
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.GELU(), nn.Linear(8, classes))
+
+
+def test_a_teacher_that_cannot_be_converted_has_no_convert(tmp_path: Path) -> None:
+    recipe = default_recipe("teach", DATA, model={"kind": "test_compare:curved"})
+    training = dataclasses.replace(recipe.training, epochs=1, batch=40)
+    run = tmp_path / "teacher"
+    teach(dataclasses.replace(recipe, training=training), run, console=QUIET, device="cpu")
+    spec = {"run": str(run)}
+    with pytest.raises(UserError, match=r"no student can be made of it: 2 places.*with --model"):
+        go(tiny(spec, ("logits",)), tmp_path / "no")
+    own = {"kind": "small-cnn", "width": 4}
+    found = go(tiny(spec, ("logits",), model=own), tmp_path / "out")
+    told = {row["method"] for row in found["rows"]}
+    assert told == {"teacher", "none", "qann", "logits"} and not found["failed"]
+
+
 def test_controls_always_take_part() -> None:
     assert Grid(DATA).methods == CONTROLS
     assert Grid(DATA, ("logits", "none", "logits")).methods == (*CONTROLS, "logits")

@@ -6,6 +6,7 @@ import itertools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from spikelet.compare.work import Job, parts_of
 from spikelet.compare.write import commits, findings, write, write_tables
 from spikelet.errors import UserError
 from spikelet.folder import alone_in, storing, sweep
+from spikelet.obstacles import reason
 from spikelet.rate import refuse_biased
 from spikelet.recipe import EXECUTES, NEURONS, Spec, build
 from spikelet.terms.suited import require_suited
-from spikelet.train import Interrupted, read_recipe
+from spikelet.train import Interrupted, load, read_recipe
 from spikelet.train.prepare import build_terms
 from spikelet.train.running import encoding
 
@@ -132,6 +134,9 @@ class _Session:
 
     def run(self) -> dict[str, Any]:
         """Teacher, tuning, cells, then the page."""
+        if self.unconverted is not None and self.grid.model is None:
+            what = f"no student can be made of it: {self.unconverted}"
+            raise UserError("--teacher", what, "name another architecture with --model")
         self.choose()
         taught, tries = self.teacher_jobs(), self.tuning_jobs()
         every = [*taught, *tries, *self.cells]
@@ -160,6 +165,14 @@ class _Session:
         spec = self.grid.teacher or {}
         return "run" in spec and read_recipe(spec["run"]).task == "distill"
 
+    @cached_property
+    def unconverted(self) -> str | None:
+        """Why the run of an ANN that teaches has no conversion; None where it has one."""
+        spec = self.grid.teacher or {}
+        if "run" not in spec or self.spiking_teacher:
+            return None
+        return reason(load(spec["run"]).net)
+
     def measured_teachers(self) -> dict[Path, str]:
         """Runs that may have measured the teacher, and what it was there; a spiking one needs T."""
         found = {self.out / "teacher": "ann"} if self.grid.teacher is None else {}
@@ -182,14 +195,17 @@ class _Session:
         return [job for job in every if job.recipe.method not in decided]
 
     def choose(self) -> None:
-        """Sets every cell's recipe by what tuning has found; a spiking teacher has no `convert`."""
+        """Sets every cell's recipe by what tuning has found.
+
+        A spiking teacher has no `convert`, nor has one that cannot become spiking.
+        """
         self.tuning = chosen(self.grid, self.out, self.sentences)
         choices = {} if self.tuning is None else self.tuning["chosen"]
-        spiking = self.spiking_teacher
+        without = self.spiking_teacher or self.unconverted is not None
         every = [
             self._job(cell, choices.get(cell.method))
             for cell in self.grid.cells()
-            if not (spiking and cell.method == "convert")
+            if not (without and cell.method == "convert")
         ]
         self.damaged = [job for job in every if self.is_damaged(job)]
         self.cells = [job for job in every if job not in self.damaged]

@@ -18,6 +18,7 @@ from rich.console import Console
 from spikelet.data import Dataset
 from spikelet.errors import UserError
 from spikelet.folder import unwritable
+from spikelet.obstacles import reason
 from spikelet.recipe import Recipe
 from spikelet.train import Interrupted, write_json
 from spikelet.train.job import distill, load_data, teach
@@ -87,7 +88,9 @@ class Station:
             return teach(job.recipe, job.folder, **common)
         common["teacher"] = self._own_teacher(job, self._dataset)
         if job.kind == "cell":
-            tells = "none" if common["teacher"].kind == SNN else "convert"
+            taught = common["teacher"]
+            without = taught.kind == SNN or reason(taught.net) is not None
+            tells = "none" if without else "convert"
             controls = job.recipe.method == tells
             return distill(job.recipe, job.folder, **common, controls=controls)
         held = self._dataset.validation
