@@ -260,7 +260,7 @@ def test_features_count_much_at_the_start_where_that_was_measured(
 ) -> None:
     before = default_recipe("distill", {"kind": "mnist"}, steps=steps, **more)
     feature = completed(before, chosen).terms["feature"]
-    weights = {"weight": 10.0, "fade": 4.0} if strong else {"fade": 1.0}
+    weights = {"weight": 10.0, "fade": 4.0} if strong else {"weight": 1.0, "fade": 1.0}
     assert feature == {"kind": "feature", "on": "any", **weights}
     assert before.terms["feature"]["fade"] == 1.0  # what it was made of stays
     other = default_recipe("distill", {"kind": "mnist"}, "kdsnn-feature", steps=4)

@@ -28,7 +28,7 @@ METHODS: Mapping[str, dict[str, Spec]] = {
     "fading": {
         "ce": CE,
         "logits": {**KD, "fade": 1.0},
-        "feature": {"kind": "feature", "fade": 1.0, "on": "any"},
+        "feature": {"kind": "feature", "weight": 1.0, "fade": 1.0, "on": "any"},
     },
     "supersnn": {"ce": CE, "relation": {"kind": "relation"}},
     "heterogeneous-temperature": {
