@@ -60,7 +60,7 @@ def obstacles(net: fx.GraphModule) -> list[Obstacle]:
     modules = dict(net.named_modules())
     found = []
     for node in net.graph.nodes:
-        obstacle = _obstacle(node, modules, net)
+        obstacle = _obstacle(node, modules)
         if obstacle is not None:
             found.append(obstacle)
     if not any(is_activation(n, modules) for n in net.graph.nodes):
@@ -77,7 +77,7 @@ def reason(model: nn.Module) -> str | None:
     return refusal(found).message if found else None
 
 
-def _obstacle(node: fx.Node, modules: dict[str, nn.Module], net: nn.Module) -> Obstacle | None:
+def _obstacle(node: fx.Node, modules: dict[str, nn.Module]) -> Obstacle | None:
     place = node.meta["paths"][-1] if node.meta.get("paths") else node.name
     if node.op == "call_module":
         module = modules[str(node.target)]

@@ -88,15 +88,17 @@ class Station:
             return teach(job.recipe, job.folder, **common)
         common["teacher"] = self._own_teacher(job, self._dataset)
         if job.kind == "cell":
-            taught = common["teacher"]
-            without = taught.kind == SNN or reason(taught.net) is not None
-            tells = "none" if without else "convert"
-            controls = job.recipe.method == tells
+            controls = job.recipe.method == self._telling(common["teacher"])
             return distill(job.recipe, job.folder, **common, controls=controls)
         held = self._dataset.validation
         assert held is not None
         common["dataset"] = dataclasses.replace(self._dataset, test=held)
         return _on_validation(job, distill(job.recipe, job.folder, **common, controls=False))
+
+    def _telling(self, teacher: Loaded) -> str:
+        """The method whose cells measure the teacher, too: `convert` where there is one."""
+        without = teacher.kind == SNN or reason(teacher.net) is not None
+        return "none" if without else "convert"
 
     def _own_teacher(self, job: Job, dataset: Dataset) -> Loaded:
         """A copy of the teacher: a method that trains it along changes only its own."""
