@@ -35,7 +35,7 @@ from spikelet.train.prepare import (
     make_student,
     training_batches,
 )
-from spikelet.train.rows import measured
+from spikelet.train.rows import LEARNED, control_rows
 from spikelet.train.running import encoder, encoding
 
 DATA = {"kind": "digits", "train": 200, "validation": 40}
@@ -160,6 +160,8 @@ def test_a_spiking_teacher_needs_a_student_of_its_own(
     rows = run(tmp_path / "assistant", tmp_path / "run", dataset, mine)["rows"]
     assert [(row["method"], row["steps"]) for row in rows] == [
         ("teacher", None),
+        ("convert", 1),
+        ("convert", 2),
         ("distilling-spikes", 1),
         ("distilling-spikes", 2),
     ]
@@ -179,11 +181,10 @@ def test_a_joint_teacher_learns(taught: Path, tmp_path: Path, dataset: Dataset) 
     assert both[0] != both[1]
     assert rows[0]["note"] == "given, before joint training"
     images = calibration(dataset, 32, 0, torch.device("cpu"))
-    found = measured(after.recipe, dataset, teacher(after), after.net, [2], images)
+    found = control_rows(after.recipe, dataset, teacher(after), [2], images, LEARNED)
     assert [(row["method"], row.get("note")) for row in found] == [
         ("teacher", "after joint training"),
         ("convert", "of the teacher after joint training"),
-        ("logits", None),
     ]
     assert found[0]["accuracy"] == both[1]
 

@@ -34,6 +34,7 @@ from spikelet.recipe import (
 
 ONE = {"data": DATA, "model": MODELS, "teacher": MODELS, "neuron": NEURONS}
 ONE |= {"execute": EXECUTES, "encode": ENCODERS}
+TRAININGS = ("training", "ann")
 MANY = {"terms": TERMS, "augment": AUGMENTS}
 NESTED = {"surrogate": SURROGATES, "neuron": NEURONS}
 ZOOS = ("timm:", "torchvision:")
@@ -73,11 +74,14 @@ def overridden(recipe: Recipe, leaves: Sequence[Leaf]) -> Recipe:
     Raises:
         UserError: naming a place that is not there, with the nearest, or a value of a wrong type.
     """
-    fields = dataclasses.asdict(recipe)
-    if any(leaf.path == "training.epochs" for leaf in leaves):
-        fields["training"]["least_steps"] = 0  # who names epochs means them
+    fields, paths = dataclasses.asdict(recipe), {leaf.path for leaf in leaves}
+    for part in TRAININGS:
+        if f"{part}.epochs" in paths and fields[part]:
+            fields[part]["least_steps"] = 0  # who names epochs means them
     for leaf in sorted(leaves, key=lambda leaf: not _chooses(leaf)):
         _place(fields, leaf)
+    if fields["start"] == "scratch" and not any(path.startswith("ann.") for path in paths):
+        fields["ann"] = None
     return Recipe.from_json(json.dumps(fields))
 
 
@@ -95,8 +99,11 @@ def _place(fields: dict[str, Any], leaf: Leaf) -> None:
     if head == "augment" and not rest:
         kinds = () if leaf.words == ("none",) else leaf.words
         fields["augment"] = [{"kind": kind} for kind in kinds]
-    elif head == "training" and len(rest) == 1:
-        fields["training"][rest[0]] = _value(leaf, "training", Training, rest[0])
+    elif head in TRAININGS and len(rest) == 1:
+        if fields[head] is None:
+            what = "the student begins as its teacher, which is trained already"
+            raise UserError(leaf.flag, what, "leave it out, or add --model")
+        fields[head][rest[0]] = _value(leaf, head, Training, rest[0])
     elif head in ONE and rest:
         _set(fields, head, rest, leaf, ONE[head], head)
     elif head in MANY and len(rest) > 1:
@@ -110,7 +117,7 @@ def _place(fields: dict[str, Any], leaf: Leaf) -> None:
 
 def _nowhere(head: str, leaf: Leaf) -> UserError:
     """The error for a path that leads nowhere."""
-    known = ("training", *ONE, *MANY)
+    known = (*TRAININGS, *ONE, *MANY)
     if head not in known:
         return unknown(leaf.flag, head, known)
     form = f"--{head}.NAME.FIELD" if head in MANY else f"--{head}.FIELD"

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 Row = Mapping[str, Any]
+TRAINED: Mapping[str, Mapping[str, Any]] = {  # fields of a row that are another ANN's accuracy
+    "accuracy_teacher": {"note": "after joint training"},
+    "accuracy_ann": {"method": "the student's ANN", "note": None},
+}
 
 
 def progress_console(quiet: bool) -> Console:
@@ -66,7 +70,8 @@ def sentence(error: UserError) -> str:
 def accuracy_table(rows: Sequence[Row]) -> Table:
     """Rows of accuracy as one line a method and one column a number of time steps.
 
-    A teacher that was trained along has a line more, for what it became.
+    A teacher that was trained along has a line more, for what it became, and so has the ANN that a
+    student of another architecture began as.
     """
     from rich.table import Table
 
@@ -90,13 +95,18 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
 
 
 def _with_learned(rows: Sequence[Row]) -> list[Row]:
-    """The rows, and behind the teacher's as given one of the teacher as it ended."""
-    learned = [row["accuracy_teacher"] for row in rows if row.get("accuracy_teacher") is not None]
+    """The rows, and behind the teacher's as given those of ANNs that were trained on the way."""
+    more = [
+        {"accuracy": row[name], **what}
+        for name, what in TRAINED.items()
+        for row in rows
+        if row.get(name) is not None
+    ]
     found: list[Row] = []
     for row in rows:
         found.append(row)
-        if row["method"] == "teacher" and learned:
-            found.append({**row, "accuracy": learned[0], "note": "after joint training"})
+        if row["method"] == "teacher":
+            found += [{**row, **each} for each in more]
     return found
 
 

@@ -20,7 +20,7 @@ from spikelet.measure.calibration import (
     negative_log_likelihood,
 )
 from spikelet.measure.early import early_exit
-from spikelet.train.load import ANN, teacher
+from spikelet.train.load import ANN, begun_as, teacher
 from spikelet.train.prepare import calibration
 from spikelet.train.rows import LEARNED, control_rows, evaluation, learning, row
 from spikelet.train.running import kind
@@ -61,7 +61,9 @@ def _controls(subject: Subject) -> list[dict[str, Any]]:
         return []
     images = calibration(subject.dataset, recipe.calibrate, recipe.seed, subject.device)
     given, note = teacher(subject.loaded), LEARNED if learning(recipe) else None
-    return control_rows(recipe, subject.dataset, given, _asked(subject), images, note)
+    source = begun_as(subject.loaded)
+    net = None if source is None else source.net
+    return control_rows(recipe, subject.dataset, given, _asked(subject), images, note, net)
 
 
 def _asked(subject: Subject) -> list[int]:

@@ -91,12 +91,21 @@ DISTILL: Mapping[str, dict[str, Any]] = {
     "fashion-mnist": {"epochs": 3},
     "cifar10": {"epochs": 3},
 }
+# Of the ANN that a student of another architecture begins as, under the student's teacher.
+ANN: Mapping[str, dict[str, Any]] = {
+    "imagenet": TEACH["imagenet"],
+    "digits": {"epochs": 40, "batch": 64, "learning_rate": 0.03},
+    "mnist": {"epochs": 3, "learning_rate": 2e-2},
+    "fashion-mnist": {"epochs": 6, "learning_rate": 1e-2},
+}
 LONG: dict[str, Any] = {"epochs": 30, "learning_rate": 0.1}
 SHORT: dict[str, Any] = {"epochs": 10}
 ENOUGH = {"teach": 500, "distill": 400}  # steps: what small data take, seen more often
 GENTLE: dict[str, Any] = {"optimiser": "adamw", "learning_rate": 4e-3, "clip": 1.0}
 FROZEN = 1e-3  # a rate that norms which keep their statistics bear; more ends at chance
 RATE = "training.learning_rate"
+# What the machine asks for, alike for a student and the ANN it begins as.
+ALIKE = ("precision", "graph", "accumulate", "processes", "checkpoint_minutes", "tensorboard")
 
 
 def terms_of(method: str) -> dict[str, Spec]:
@@ -113,9 +122,11 @@ def terms_of(method: str) -> dict[str, Spec]:
 def completed(recipe: Recipe, chosen: Collection[str] = ()) -> Recipe:
     """A student's recipe with the defaults that depend on several of its parts.
 
-    They are the way of its gradient, the learning rate and, in a converted student from T = 3 on,
-    how much the features of `fading` count. What is among the leaves that were chosen stays.
+    They are the way of its gradient, the learning rates, where an ANN of its own is trained first
+    and, in a converted teacher from T = 3 on, how much the features of `fading` count. What is
+    among the leaves that were chosen stays.
     """
+    recipe = _alike(recipe, chosen)
     ways = {path for path in chosen if path.startswith("execute.")} - {"execute.fuse"}
     if recipe.execute["kind"] == "rate" and not ways and _exactly(recipe):
         recipe = dataclasses.replace(recipe, execute={**recipe.execute, "kind": "bptt"})
@@ -125,6 +136,18 @@ def completed(recipe: Recipe, chosen: Collection[str] = ()) -> Recipe:
         terms = {**recipe.terms, "feature": {**recipe.terms["feature"], **STRONG}}
         recipe = dataclasses.replace(recipe, terms=terms)
     return gentler(recipe, chosen)
+
+
+def _alike(recipe: Recipe, chosen: Collection[str]) -> Recipe:
+    """The recipe whose ANN is trained on the same machine as the student.
+
+    What the machine asks for is that of the student's own training, and so is a chosen batch.
+    """
+    if recipe.ann is None:
+        return recipe
+    names = [*ALIKE, *(["batch"] if "training.batch" in chosen else [])]
+    same = {n: getattr(recipe.training, n) for n in names if f"ann.{n}" not in chosen}
+    return dataclasses.replace(recipe, ann=dataclasses.replace(recipe.ann, **same))
 
 
 def _of_features(chosen: Collection[str]) -> bool:
@@ -200,6 +223,10 @@ def default_recipe(task: str, data: Spec, method: str = DEFAULT_METHOD, **fields
         values |= {"execute": {"kind": "rate"}} | FIELDS.get(method, {})
         if kind != "digits" and values["execute"]["kind"] in FUSED:
             values["execute"] = {**values["execute"], "fuse": True}
+    if not teach and fields.get("model") and fields.get("start", "converted") == "converted":
+        values |= {
+            "ann": Training(**{"least_steps": ENOUGH["teach"], **GENTLE, **ANN.get(kind, SHORT)})
+        }
     if teach:
         values |= {"execute": {"kind": "ann"}, "steps": 1, "calibrate": 0}
     return Recipe(**(values | fields))

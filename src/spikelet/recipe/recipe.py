@@ -132,6 +132,10 @@ class Recipe:
     along on the labels.
 
     `augment` is None for the data set's own augmentations.
+
+    A student of another architecture, `model`, that starts "converted" begins as an ANN: `ann` is
+    how it is trained, under the same teacher, before it is converted. Without, its weights are
+    fresh, as with "scratch".
     """
 
     task: Literal["teach", "distill"]
@@ -150,6 +154,7 @@ class Recipe:
     estimate: int = 1024
     joint: bool = False
     training: Training = field(default_factory=Training)
+    ann: Training | None = None
     seed: int = 0
     augment: list[Spec] | None = None
 
@@ -162,6 +167,10 @@ class Recipe:
         _require(self.estimate >= 0, "estimate", "0 or more images", self.estimate, "try 1024")
         whole = "0 or more, below 2**63"
         _require(0 <= self.seed < 2**63, "seed", whole, self.seed, "give a non-negative number")
+        own = self.task == "distill" and self.model is not None and self.start == "converted"
+        if self.ann is not None and not own:
+            what = "only a student of another architecture that starts converted begins as an ANN"
+            raise UserError("ann", what, "leave it out, or name the student's architecture")
         for name in ("data", "model", "teacher", "neuron", "terms", "execute", "encode", "augment"):
             object.__setattr__(self, name, plain(name, getattr(self, name)))
         self._check_kinds()
@@ -213,5 +222,11 @@ class Recipe:
         training = fields.pop("training", {})
         if not isinstance(training, dict):
             raise UserError("training", f"expected an object, found {training!r}", "mend the file")
-        values = Training(**validated("training", Training, training))
-        return Recipe(**validated("", Recipe, fields, given={"training": values}))
+        ann = fields.pop("ann", None)
+        if not isinstance(ann, dict | None):
+            raise UserError("ann", f"expected an object, found {ann!r}", "mend the file")
+        values = {
+            "training": Training(**validated("training", Training, training)),
+            "ann": None if ann is None else Training(**validated("ann", Training, ann)),
+        }
+        return Recipe(**validated("", Recipe, fields, given=values))

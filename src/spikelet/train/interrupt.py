@@ -71,6 +71,8 @@ def resume_line(run: Path | None) -> str:
     """The command that continues a run, or that there is none."""
     if run is None:
         return "stopped; nothing was stored because the run has no folder"
+    if run.name == "ann" and (run.parent / "recipe.json").exists():
+        run = run.parent  # the ANN that a student begins as
     try:
         task = json.loads((run / "recipe.json").read_text(encoding="utf-8"))["task"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

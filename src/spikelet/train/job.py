@@ -16,10 +16,9 @@ from torch import nn
 from spikelet.checkpoint import load_weights, save_weights
 from spikelet.data import Batches, Dataset, Split
 from spikelet.distill import Distiller
-from spikelet.encode import Direct
 from spikelet.measure import accuracy, accuracy_over_steps, health, mean_rates
-from spikelet.processes import alike, first
-from spikelet.recipe import DATA, EXECUTES, Recipe, build
+from spikelet.processes import alike, first, meet
+from spikelet.recipe import DATA, Recipe, build
 from spikelet.train.cost import costs
 from spikelet.train.crossed import beside, paired, sees, summed
 from spikelet.train.examples import store_examples
@@ -32,11 +31,12 @@ from spikelet.train.load import (
     architecture,
     assemble,
     describe,
+    load,
 )
-from spikelet.train.place import Place, finished, opened, place_of
+from spikelet.train.place import Place, finished, opened, place_of, place_within
 from spikelet.train.prepare import (
+    ann_recipe,
     bind,
-    build_terms,
     calibration,
     estimated,
     make_student,
@@ -46,6 +46,7 @@ from spikelet.train.prepare import (
 )
 from spikelet.train.rows import (
     GIVEN,
+    added,
     control_rows,
     evaluation,
     learning,
@@ -85,29 +86,67 @@ def teach(
     if done is not None:
         return done
     dataset = load_data(recipe) if dataset is None else dataset
+    teacher = None if recipe.teacher is None else teacher_of(recipe, place.out, dataset)
+    return _ann(recipe, place, dataset, teacher)
+
+
+def _ann(recipe: Recipe, place: Place, dataset: Dataset, teacher: Loaded | None) -> dict[str, Any]:
+    """An ANN's run, on labels alone or under a teacher."""
     torch.manual_seed(recipe.seed)
     description = describe(recipe.model, dataset, recipe.seed)
     model = placed(assemble(description), place.device)
-    distiller = Distiller(
-        model,
-        terms=build_terms(recipe),
-        execute=build("execute", recipe.execute, EXECUTES),
-        encode=Direct(1),
-        example=calibration(dataset, 2, recipe.seed, place.device),
-    )
+    images = calibration(dataset, 2, recipe.seed, place.device)
+    taught = shown = None
+    if teacher is not None:
+        taught = placed(teacher.net, place.device)
+        shown = paired(teacher, dataset, place.device)
+    distiller = bind(recipe, dataset, model, taught, images, shown)
 
     def score(split: Split) -> float:
         return accuracy(model, evaluation(split, dataset, place.device))
 
-    with opened(recipe, place, dataset):
+    with opened(recipe, place, summed(dataset, shown), taught):
         if place.writes:
             write_json(place.out / "model.json", architecture(description))
         unconverted(model, place)
-        selected = _train(recipe, place, dataset, distiller, score, None)
+        cost = _train(recipe, place, dataset, distiller, score, None)
+        if teacher is not None:
+            cost |= _costs(recipe, place, dataset, distiller, teacher, cost["seconds"])
         value = score(dataset.test)
-        rows = [row(ANN, None, value, recipe.seed, kind="ann", **selected)]
+        rows = [row(ANN, None, value, recipe.seed, kind="ann", **cost)]
         doubt(rows[0], dataset, place)
-        return _close(recipe, place, dataset, model, rows, None)
+        lineage = None if teacher is None else teacher.description
+        return _close(recipe, place, dataset, model, rows, lineage)
+
+
+def _costs(
+    recipe: Recipe,
+    place: Place,
+    dataset: Dataset,
+    distiller: Distiller,
+    teacher: Loaded,
+    seconds: float,
+) -> dict[str, float | None]:
+    """What a training cost in units of its teacher; nothing where that one sees other images."""
+    if teacher.kind != ANN or not sees(teacher, dataset):
+        return {}
+    batches = training_batches(recipe, dataset, place.device)
+    net = distiller.teacher if distiller.joint is not None else teacher.net
+    assert net is not None
+    return costs(distiller, net, batches, recipe.training, seconds)
+
+
+def _own_ann(
+    recipe: Recipe, place: Place, dataset: Dataset, teacher: Loaded
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The ANN that a student of another architecture begins as, and the row of its own run."""
+    mine, first = ann_recipe(recipe, teacher), place_within(place)
+    done = finished(first)
+    if done is None:
+        place.tell("first the ANN that the student begins as")
+        done = _ann(mine, first, dataset, teacher)
+    meet()  # another process may have written it
+    return load(first.out).net, done["rows"][0]
 
 
 def distill(
@@ -154,6 +193,14 @@ def distill(
         return health(student, images[:HEALTH_IMAGES], last, encode)
 
     with opened(recipe, place, summed(dataset, shown), teacher.net):
+        source: nn.Module | None = None
+        begun: dict[str, Any] = {}
+        if recipe.ann is not None:
+            source, begun = _own_ann(recipe, place, dataset, teacher)
+            torch.manual_seed(recipe.seed)
+            student, description = make_student(recipe, dataset, teacher, images, source)
+            placed(student, place.device)
+            distiller = bind(recipe, dataset, student, taught, images, shown)
         if place.writes:
             write_json(place.out / "model.json", description)
             write_json(place.out / "teacher.json", teacher.description)
@@ -164,9 +211,9 @@ def distill(
             estimate = estimated(recipe, dataset, student)
             firing = layers if spiking(recipe) else None
             more = _train(recipe, place, dataset, distiller, score, firing, estimate)
-            if teacher.kind == ANN and sees(teacher, dataset):
-                batches = training_batches(recipe, dataset, place.device)
-                more |= costs(distiller, taught, batches, recipe.training, more["seconds"])
+            more |= _costs(recipe, place, dataset, distiller, teacher, more["seconds"])
+        if begun:
+            more = added(more, begun)
         if place.writes:
             save_weights(place.out / TEACHER_FILE, taught)
         if learning(recipe):
@@ -176,7 +223,9 @@ def distill(
         more |= {"rate": rates["rate_by_layer"], **rates}
         steps = list(range(1, recipe.steps + 1))
         note = GIVEN if learning(recipe) else None
-        rows = control_rows(recipe, dataset, teacher, steps, images, note) if controls else []
+        rows = []
+        if controls:
+            rows = control_rows(recipe, dataset, teacher, steps, images, note, source)
         if recipe.method != "convert" or not controls:
             rows += student_rows(recipe, dataset, student, steps, place.device)
         rows[-1].update(more)

@@ -38,6 +38,7 @@ ANN = "teacher"
 SNN = "student"
 MODEL_FILE = "model.safetensors"
 TEACHER_FILE = "teacher.safetensors"
+ANN_FOLDER = "ann"  # of the run of the ANN that a student of another architecture begins as
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,11 @@ def teacher(student: Loaded) -> Loaded:
     net = restored(description, student.path / TEACHER_FILE, sums.get("teacher"))
     kind = SNN if "neuron" in description else ANN
     return Loaded(student.recipe, net, kind, description, student.path)
+
+
+def begun_as(student: Loaded) -> Loaded | None:
+    """The ANN of its own architecture that a student was converted from; None without one."""
+    return None if student.recipe.ann is None else load(student.path / ANN_FOLDER)
 
 
 def fit_thresholds(net: nn.Module, weights: Mapping[str, Tensor]) -> None:

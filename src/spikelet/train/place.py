@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from spikelet.heap import keep_freed_memory
 from spikelet.processes import first, rank
 from spikelet.recipe import Recipe
 from spikelet.train.interrupt import begun_line
-from spikelet.train.load import MODEL_FILE, TEACHER_FILE, digests
+from spikelet.train.load import ANN_FOLDER, MODEL_FILE, TEACHER_FILE, digests
 from spikelet.train.run import (
     ENV_FILE,
     digest,
@@ -71,6 +72,11 @@ def place_of(out: Path | str, resume: bool, device: str | None, console: Console
     if rank() == 0:
         require_free(Path(out), f"run = {out}")
     return Place(Path(out), torch.device(name), console, resume)
+
+
+def place_within(place: Place) -> Place:
+    """The place of the ANN that a student begins as: a run in its folder, begun or gone on with."""
+    return dataclasses.replace(place, out=place.out / ANN_FOLDER, resume=True)
 
 
 def finished(place: Place) -> dict[str, Any] | None:

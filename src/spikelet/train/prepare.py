@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -17,13 +18,24 @@ from spikelet.convert import convert
 from spikelet.data import Batches, Dataset, normalise
 from spikelet.data.paired import Paired
 from spikelet.distill import Distiller
+from spikelet.encode import still
 from spikelet.errors import UserError
 from spikelet.execute import bptt
 from spikelet.graph import capture, shapes
+from spikelet.layout import laid_for
 from spikelet.norm import estimate_norms, freeze_norms, settle_norms, tracking
 from spikelet.processes import processes, rank
 from spikelet.quantise import quantised
-from spikelet.recipe import AUGMENTS, EXECUTES, NEURONS, TERMS, Recipe, build
+from spikelet.recipe import (
+    AUGMENTS,
+    EXECUTES,
+    NEURONS,
+    TERMS,
+    Recipe,
+    build,
+    default_recipe,
+    terms_of,
+)
 from spikelet.stepwise import require_fixed_norms
 from spikelet.terms import Term
 from spikelet.train.crossed import IMAGES, beginning, crossing
@@ -143,27 +155,32 @@ def _require_images(description: Mapping[str, Any], dataset: Dataset) -> None:
 
 
 def make_student(
-    recipe: Recipe, dataset: Dataset, teacher: Loaded, images: Tensor
+    recipe: Recipe,
+    dataset: Dataset,
+    teacher: Loaded,
+    images: Tensor,
+    ann: nn.Module | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The student before training, and what is needed to build its network again.
 
-    It is the converted teacher, or another architecture whose weights start fresh; from scratch
-    thresholds are not calibrated.
+    It is the converted teacher; of another architecture it is the converted `ann`, or one whose
+    weights are fresh, as from scratch. Fresh norms take the images' statistics first, as
+    thresholds are calibrated on what arrives.
     """
     neuron = build("neuron", recipe.neuron, NEURONS)
     source, description = beginning(teacher, dataset, recipe.seed)
-    source = source.to(images.device)
+    fresh = recipe.start == "scratch" or (recipe.model is not None and ann is None)
     if recipe.model is not None:
         description = describe(recipe.model, dataset, recipe.seed)
-        source = assemble(description).to(images.device)
-    elif recipe.start == "scratch":
-        source = assemble(description | {"seed": recipe.seed}).to(images.device)
-    calibrate = images if recipe.start == "converted" else None
-    student = convert(source, neuron, steps=recipe.steps, calibrate=calibrate)
+    if fresh:
+        source = assemble(description | {"seed": recipe.seed})
+    source = (source if ann is None else ann).to(images.device)
+    if fresh:
+        estimate_norms(source, [images], lambda net, x: net(laid_for(net, still(x))))
+    student = convert(source, neuron, steps=recipe.steps, calibrate=images)
     norm = recipe.norm_kind
     if norm in ("auto", "settled"):
-        trained = recipe.method != "convert" and recipe.start == "converted"
-        own = norm == "settled" or (trained and recipe.model is None)
+        own = norm == "settled" or (recipe.method != "convert" and not fresh)
         norm = _settled(recipe, dataset, student, images.device) if own else "train"
     elif norm == "frozen":
         freeze_norms(student)
@@ -244,11 +261,31 @@ def build_terms(recipe: Recipe) -> dict[str, Term]:
     return {name: build(f"terms.{name}", spec, TERMS) for name, spec in recipe.terms.items()}
 
 
+def ann_recipe(recipe: Recipe, teacher: Loaded) -> Recipe:
+    """The recipe of the ANN that a student of another architecture begins as.
+
+    The student's teacher answers for it as in `logits`, where that is an ANN and a term of the
+    student's asks it; else the labels teach it alone.
+    """
+    assert recipe.ann is not None
+    asked = teacher.kind == ANN and any(term.taught for term in build_terms(recipe).values())
+    method = "logits" if asked else "none"
+    recipe_of_anns = default_recipe("teach", recipe.data, model=recipe.model, training=recipe.ann)
+    return dataclasses.replace(
+        recipe_of_anns,
+        teacher=recipe.teacher,
+        method=method,
+        terms=terms_of(method),
+        seed=recipe.seed,
+        augment=recipe.augment,
+    )
+
+
 def bind(
     recipe: Recipe,
     dataset: Dataset,
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     images: Tensor,
     paired: Paired | None = None,
 ) -> Distiller:

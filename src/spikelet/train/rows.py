@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from spikelet.train.running import encoder, kind, runner, spiking, spiking_runne
 
 EVALUATION_BATCH, ACCELERATED_BATCH = 250, 1000
 GIVEN, LEARNED = "given, before joint training", "after joint training"
+BEGUN = "of the student's ANN"
+COSTS = ("seconds", "ann_epochs", "macs")
 
 
 def evaluation(split: Split, dataset: Dataset, device: torch.device) -> Iterator[Any]:
@@ -44,23 +46,16 @@ def row(
     return {**common, "seed": seed, "split": "test", **more}
 
 
-def measured(
-    recipe: Recipe,
-    dataset: Dataset,
-    teacher: Loaded,
-    student: nn.Module,
-    steps: list[int],
-    images: Tensor,
-) -> list[dict[str, Any]]:
-    """Rows of the teacher, the conversion calibrated for each T, and the student, on the test.
-
-    The teacher is the one that the run keeps: of joint training, as it ended.
-    """
-    note = LEARNED if learning(recipe) else None
-    rows = control_rows(recipe, dataset, teacher, steps, images, note)
-    if recipe.method != "convert":
-        rows += student_rows(recipe, dataset, student, steps, images.device)
-    return rows
+def added(student: Mapping[str, Any], ann: Mapping[str, Any]) -> dict[str, Any]:
+    """What a student cost with the ANN that it began as, and how that one answers."""
+    both = {**student}
+    for name in COSTS:
+        each = [row[name] for row in (student, ann) if name in row]
+        if each:
+            both[name] = None if None in each else sum(each)
+    if "peak_mib" in ann:
+        both["peak_mib"] = max(ann["peak_mib"], student.get("peak_mib", 0.0))
+    return {**both, "accuracy_ann": ann["accuracy"]}
 
 
 def learning(recipe: Recipe) -> bool:
@@ -75,20 +70,30 @@ def control_rows(
     steps: list[int],
     images: Tensor,
     note: str | None,
+    source: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the teacher and, if it is an ANN, its conversion calibrated for each T.
 
-    `note` says which teacher it is, where there are two.
+    Args:
+        recipe: of the student.
+        dataset: its test part is answered.
+        teacher: of the student.
+        steps: every T of the conversions.
+        images: they are calibrated on.
+        note: says which teacher it is, where there are two.
+        source: the ANN that the student was converted from, where that is not its teacher.
     """
     device, seed = images.device, recipe.seed
     net = teacher.net.to(device)
     images_known = images_of(teacher)
     if images_known is not None:
-        return crossed_rows(recipe, dataset, teacher, steps, images, images_known)
+        return crossed_rows(recipe, dataset, teacher, steps, images, images_known, source)
     kind = f"snn, T = {recipe.steps}" if teacher.kind == SNN else "ann"
     noted = {} if note is None else {"note": note}
     value = teacher_accuracy(recipe, dataset, net, teacher.kind, device)
     rows = [row("teacher", None, value, seed, kind=kind, **noted)]
+    if source is not None:
+        return rows + _converted(recipe, dataset, source.to(device), steps, images, note=BEGUN)
     if teacher.kind == SNN:
         return rows
     later = {"note": f"of the teacher {note}"} if note == LEARNED else {}
@@ -117,14 +122,19 @@ def crossed_rows(
     steps: list[int],
     images: Tensor,
     known: Dataset,
+    source: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of a teacher on the test part of the images it knows, and of its conversion on events.
 
-    There is no such conversion of one whose images have another form than the events' frames.
+    There is no such conversion of one whose images have another form than the events' frames; the
+    student's `source`, where it has one of its own, has always one.
     """
     value = accuracy(freeze(teacher.net), evaluation(known.test, known, images.device))
     told = {"kind": "ann", "note": f"on the test images of {known.name}"}
     rows = [row("teacher", None, value, recipe.seed, **told)]
+    if source is not None:
+        net = source.to(images.device)
+        return rows + _converted(recipe, dataset, net, steps, images, note=BEGUN)
     if not sees(teacher, dataset):
         return rows
     return rows + _converted(recipe, dataset, teacher.net, steps, images)

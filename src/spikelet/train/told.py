@@ -68,7 +68,8 @@ def worsened(
     if recipe.method == "convert" or mine is None or plain is None or not place.writes:
         return
     error = math.sqrt((mine * (1 - mine) + plain * (1 - plain)) / len(dataset.test))
-    if recipe.start == "converted" and mine < plain - 2 * error:
+    fresh = recipe.start == "scratch" or (recipe.model is not None and recipe.ann is None)
+    if not fresh and mine < plain - 2 * error:
         place.tell(
             f"the student answers {mine:.1%} of the test images rightly, its conversion without "
             f"training {plain:.1%}: train it longer, or take a lower --learning-rate"
