@@ -132,6 +132,7 @@ def test_who_teaches_the_ann(taught: Path, method: str) -> None:
     mine = recipe(method, teacher={"run": str(taught)})
     own = ann_recipe(mine, load(taught))
     assert list(own.terms) == (["ce"] if method == "none" else ["ce", "logits"])
+    assert own.terms.get("logits", {"fade": 1})["fade"] == 1
     assert (own.task, own.training, own.seed) == ("teach", mine.ann, mine.seed)
 
 

@@ -41,7 +41,7 @@ from spikelet.folder import alone_in
 from spikelet.recipe import DITHER, METHODS, default_recipe
 from spikelet.report import at, grid_page
 from spikelet.terms import Step, Term
-from spikelet.train import Interrupted, read_recipe
+from spikelet.train import Interrupted, read_json, read_recipe
 from spikelet.train.job import teach
 from spikelet.train.load import load
 from spikelet.train.running import kind
@@ -135,7 +135,50 @@ def test_a_teacher_that_cannot_be_converted_has_no_convert(tmp_path: Path) -> No
     own = {"kind": "small-cnn", "width": 4}
     found = go(tiny(spec, ("logits",), model=own), tmp_path / "out")
     told = {row["method"] for row in found["rows"]}
+    assert told == {"teacher", "convert", "none", "qann", "logits"} and not found["failed"]
+    fresh = tiny(spec, ("logits",), model=own, overrides={**PLAIN, "start": "scratch"})
+    found = go(fresh, tmp_path / "scratch")
+    told = {row["method"] for row in found["rows"]}
     assert told == {"teacher", "none", "qann", "logits"} and not found["failed"]
+
+
+def test_students_of_another_architecture_share_the_anns_they_begin_as(
+    teacher: dict[str, str], tmp_path: Path
+) -> None:
+    """One by labels and one under the teacher serve every method and T, and count in each price."""
+    own, ann = {"kind": "small-cnn", "width": 3}, {**PLAIN, "ann.epochs": 2}
+    grid = tiny(teacher, ("logits",), steps=(2, 1), model=own, overrides=ann)
+    out = tmp_path / "out"
+    found = go(grid, out)
+    assert not found["failed"]
+    cells = {path.name: path / "ann" for path in (out / "cells").iterdir()}
+    assert len(cells) == 8  # convert, none, qann, logits at two T
+    logs: dict[bool, set[bytes]] = {True: set(), False: set()}
+    for name, place in cells.items():
+        recipe = read_recipe(place)
+        alone = name.startswith(("convert", "none"))
+        assert (recipe.method, recipe.training.epochs) == ("none" if alone else "fading", 2)
+        logs[alone].add((place / "metrics.jsonl").read_bytes())  # with the seconds it took
+        row = read_json(out / "cells" / name / "results.json")["rows"][-1]
+        first = read_json(place / "results.json")
+        assert first["run"] == str(place)
+        assert row["accuracy_ann"] == first["rows"][0]["accuracy"]
+        assert row["seconds"] >= first["rows"][0]["seconds"]
+    assert all(len(each) == 1 for each in logs.values()) and not logs[True] & logs[False]
+    again = go(grid, out)
+    assert again["rows"] == found["rows"]
+
+
+def test_an_ann_that_is_damaged_is_not_shared(teacher: dict[str, str], tmp_path: Path) -> None:
+    own = {"kind": "small-cnn", "width": 3}
+    grid = tiny(teacher, (), model=own, overrides={**PLAIN, "ann.epochs": 1})
+    out = tmp_path / "out"
+    go(grid, out)
+    for name in ("none", "convert"):
+        (out / "cells" / f"{name}-T2-seed0" / "ann" / "model.json").write_text("{}")
+    found = go(dataclasses.replace(grid, steps=(2, 1)), out)
+    assert not [each for each in found["failed"] if "T1" in str(each)]
+    assert load(out / "cells" / "none-T1-seed0" / "ann").net is not None
 
 
 def test_controls_always_take_part() -> None:
@@ -456,13 +499,14 @@ def test_students_of_a_seed_start_alike(done: dict[str, Any]) -> None:
 
 
 def test_spiking_teacher_of_another_architecture(done: dict[str, Any], tmp_path: Path) -> None:
-    """Its students are trained from fresh weights; it has no conversion."""
+    """Its students begin as ANNs of their own, whose conversion is the control."""
     run = cell(done, "none", 2, 0)
     model = {"kind": "small-cnn", "width": 6}
     grid = Grid(DATA, ("logits",), (1, 2), 1, {"run": str(run)}, model, **TINY)
     result = go(grid, tmp_path / "out")
     found = {row["method"]: row for row in result["rows"]}
-    assert found.keys() == {"teacher", "none", "qann", "logits"} and not result["failed"]
+    assert found.keys() == {"teacher", "convert", "none", "qann", "logits"}
+    assert not result["failed"]
     stored = json.loads((run / "results.json").read_text())["rows"]
     own = {row["steps"]: row["accuracy"] for row in stored if row["method"] == "none"}
     taught = {row["kind"]: row for row in result["rows"] if row["method"] == "teacher"}

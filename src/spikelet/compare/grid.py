@@ -20,6 +20,8 @@ from spikelet.recipe import (
     TERMS,
     Recipe,
     Spec,
+    alike_trained,
+    ann_training,
     default_recipe,
     gentler,
     import_path,
@@ -63,7 +65,8 @@ class Grid:
         seeds: how many, counted from 0. A seed decides calibration images, order of the data and
             the fresh weights.
         teacher: `{"run": folder}` or a model with weights; None trains one within the grid.
-        model: what that one is; with a teacher, the architecture of the students.
+        model: what that one is; with a teacher, the architecture of the students, `convert` too,
+            which begin as an ANN that is trained first, unless they start from scratch.
         epochs, batch: of every student; the data set's own where None.
         teacher_epochs: of a teacher trained within the grid.
         tune: how many weights of the distillation terms are tried for each method; 0 for none.
@@ -131,11 +134,10 @@ class Grid:
 
     def recipe(self, cell: Cell, teacher: Spec | None = None) -> Recipe:
         """The recipe of a cell, before tuning."""
-        model = None if self.teacher is None or cell.method == "convert" else self.model
         recipe = self._overridden[cell.method][0]
-        return dataclasses.replace(
-            recipe, steps=cell.steps, seed=cell.seed, teacher=teacher, model=model
-        )
+        if cell.method == "convert" and recipe.ann is None:  # fresh weights have no conversion
+            recipe = dataclasses.replace(recipe, model=None)
+        return dataclasses.replace(recipe, steps=cell.steps, seed=cell.seed, teacher=teacher)
 
     def left_out(self, method: str) -> list[str]:
         """The overrides that a method's recipe has no leaf for, or does not take."""
@@ -156,8 +158,13 @@ class Grid:
             recipe = recipe_of(method, self.data)
             own = settings_of(method, recipe)  # they go before the grid's
             given = {k: v for k, v in {**mine, **self.overrides}.items() if k not in own}
+            if self.teacher is not None and self.model is not None:
+                first = ann_training(self.data["kind"]) if recipe.start == "converted" else None
+                recipe = dataclasses.replace(recipe, model=self.model, ann=first)
             recipe, used = overridden(recipe, given)
-            found[method] = gentler(recipe, {*given, *own}), (used | set(own)) & set(self.overrides)
+            chosen = {*given, *own}
+            recipe = gentler(alike_trained(recipe, chosen), chosen)
+            found[method] = recipe, (used | set(own)) & set(self.overrides)
         return found
 
     def to_json(self) -> dict[str, Any]:

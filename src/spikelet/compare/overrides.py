@@ -26,8 +26,9 @@ def overridden(recipe: Recipe, leaves: Mapping[str, Any]) -> tuple[Recipe, set[s
         UserError: for a leaf that no recipe has, or that is the grid's own.
     """
     fields, used = dataclasses.asdict(recipe), set()
-    if "training.epochs" in leaves:
-        fields["training"]["least_steps"] = 0  # who names epochs means them
+    for part in ("training", "ann"):
+        if f"{part}.epochs" in leaves and fields[part]:
+            fields[part]["least_steps"] = 0  # who names epochs means them
     for path in sorted(leaves, key=_order):
         head, *rest = path.split(".")
         known = [each for each in fields if each not in GRIDS_OWN]
@@ -38,6 +39,8 @@ def overridden(recipe: Recipe, leaves: Mapping[str, Any]) -> tuple[Recipe, set[s
         if _applies(recipe, head, rest, leaves):
             _place(fields, [head, *rest], copy.deepcopy(leaves[path]))
             used.add(path)
+    if fields["start"] == "scratch":
+        fields["ann"] = None
     return Recipe.from_json(json.dumps(fields)), used
 
 
@@ -85,6 +88,8 @@ def _applies(recipe: Recipe, head: str, rest: list[str], leaves: Mapping[str, An
     """Whether a recipe takes part in a leaf."""
     if head == "terms":
         return bool(rest) and rest[0] in recipe.terms
+    if head == "ann":
+        return recipe.ann is not None
     if head == "execute":
         return recipe.execute["kind"] == "rate"
     if head == "neuron" and recipe.execute["kind"] == "quantised":

@@ -197,7 +197,8 @@ class _Session:
     def choose(self) -> None:
         """Sets every cell's recipe by what tuning has found.
 
-        A spiking teacher has no `convert`, nor has one that cannot become spiking.
+        A spiking teacher has no `convert`, nor has one that cannot become spiking; where students
+        begin as an ANN, `convert` is that of theirs.
         """
         self.tuning = chosen(self.grid, self.out, self.sentences)
         choices = {} if self.tuning is None else self.tuning["chosen"]
@@ -205,7 +206,7 @@ class _Session:
         every = [
             self._job(cell, choices.get(cell.method))
             for cell in self.grid.cells()
-            if not (without and cell.method == "convert")
+            if not (without and cell.method == "convert" and self.grid.recipe(cell).ann is None)
         ]
         self.damaged = [job for job in every if self.is_damaged(job)]
         self.cells = [job for job in every if job not in self.damaged]

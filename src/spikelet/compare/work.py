@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import io
+import shutil
 import time
 import traceback
 from dataclasses import dataclass
@@ -20,16 +21,18 @@ from spikelet.errors import UserError
 from spikelet.folder import unwritable
 from spikelet.obstacles import reason
 from spikelet.recipe import Recipe
-from spikelet.train import Interrupted, write_json
+from spikelet.train import Interrupted, read_json, read_recipe, write_json
 from spikelet.train.job import distill, load_data, teach
-from spikelet.train.load import SNN, Loaded
-from spikelet.train.prepare import teacher_of
+from spikelet.train.load import ANN_FOLDER, SNN, Loaded
+from spikelet.train.place import intact
+from spikelet.train.prepare import ann_recipe, teacher_of
 from spikelet.train.stored import RESULTS_FILE as RESULTS
 from spikelet.train.stored import stored_rows
 
 AGAIN = "delete its folder to compute the run again"
 ANEW = "delete this file to measure the run again"
 DEFECT_FILE = "error.txt"
+RECIPE = "recipe.json"
 PEAK_OF_PROCESS = Path("/proc/self/clear_refs")
 
 
@@ -87,24 +90,54 @@ class Station:
         if job.kind == "teach":
             return teach(job.recipe, job.folder, **common)
         common["teacher"] = self._own_teacher(job, self._dataset)
+        borrow_ann(job, common["teacher"])
         if job.kind == "cell":
-            controls = job.recipe.method == self._telling(common["teacher"])
+            controls = job.recipe.method == self._telling(common["teacher"], job.recipe)
             return distill(job.recipe, job.folder, **common, controls=controls)
         held = self._dataset.validation
         assert held is not None
         common["dataset"] = dataclasses.replace(self._dataset, test=held)
         return _on_validation(job, distill(job.recipe, job.folder, **common, controls=False))
 
-    def _telling(self, teacher: Loaded) -> str:
+    def _telling(self, teacher: Loaded, recipe: Recipe) -> str:
         """The method whose cells measure the teacher, too: `convert` where there is one."""
         without = teacher.kind == SNN or reason(teacher.net) is not None
-        return "none" if without else "convert"
+        return "none" if without and recipe.ann is None else "convert"
 
     def _own_teacher(self, job: Job, dataset: Dataset) -> Loaded:
         """A copy of the teacher: a method that trains it along changes only its own."""
         if self._teacher is None:
             self._teacher = teacher_of(job.recipe, job.folder, dataset)
         return dataclasses.replace(self._teacher, net=copy.deepcopy(self._teacher.net))
+
+
+def borrow_ann(job: Job, teacher: Loaded) -> None:
+    """Takes over the ANN that a run's student begins as, where a run beside it has trained it.
+
+    It is the same for every T and, as far as a teacher is asked or not, for every method.
+    """
+    mine = job.folder / ANN_FOLDER
+    if job.recipe.ann is None or (mine / RECIPE).exists():
+        return
+    wanted = ann_recipe(job.recipe, teacher)
+    for other in sorted(job.folder.parent.glob(f"*/{ANN_FOLDER}/{RESULTS}")):
+        folder = other.parent
+        if _is_whole(folder, wanted):
+            shutil.rmtree(mine, ignore_errors=True)
+            copy_of = mine.with_name(f"{ANN_FOLDER}.part")
+            shutil.rmtree(copy_of, ignore_errors=True)
+            shutil.copytree(folder, copy_of)
+            write_json(copy_of / RESULTS, {**read_json(copy_of / RESULTS), "run": str(mine)})
+            copy_of.rename(mine)
+            return
+
+
+def _is_whole(run: Path, recipe: Recipe) -> bool:
+    """Whether a finished run is one of this recipe, with all that it has written."""
+    try:
+        return read_recipe(run) == recipe and intact(run)
+    except UserError:
+        return False
 
 
 def perform(station: Station, job: Job) -> Outcome:

@@ -126,7 +126,7 @@ def completed(recipe: Recipe, chosen: Collection[str] = ()) -> Recipe:
     and, in a converted teacher from T = 3 on, how much the features of `fading` count. What is
     among the leaves that were chosen stays.
     """
-    recipe = _alike(recipe, chosen)
+    recipe = alike_trained(recipe, chosen)
     ways = {path for path in chosen if path.startswith("execute.")} - {"execute.fuse"}
     if recipe.execute["kind"] == "rate" and not ways and _exactly(recipe):
         recipe = dataclasses.replace(recipe, execute={**recipe.execute, "kind": "bptt"})
@@ -138,7 +138,7 @@ def completed(recipe: Recipe, chosen: Collection[str] = ()) -> Recipe:
     return gentler(recipe, chosen)
 
 
-def _alike(recipe: Recipe, chosen: Collection[str]) -> Recipe:
+def alike_trained(recipe: Recipe, chosen: Collection[str]) -> Recipe:
     """The recipe whose ANN is trained on the same machine as the student.
 
     What the machine asks for is that of the student's own training, and so is a chosen batch.
@@ -188,6 +188,11 @@ def gentler(recipe: Recipe, chosen: Container[str]) -> Recipe:
     return dataclasses.replace(recipe, training=dataclasses.replace(training, learning_rate=rate))
 
 
+def ann_training(data: str) -> Training:
+    """How the ANN is trained that a student of another architecture begins as."""
+    return Training(**{"least_steps": ENOUGH["teach"], **GENTLE, **ANN.get(data, SHORT)})
+
+
 def another_kind(place: str, kind: str, spec: Spec | None) -> Spec:
     """The spec of another kind in a place of the recipe: it starts with its own defaults.
 
@@ -224,9 +229,7 @@ def default_recipe(task: str, data: Spec, method: str = DEFAULT_METHOD, **fields
         if kind != "digits" and values["execute"]["kind"] in FUSED:
             values["execute"] = {**values["execute"], "fuse": True}
     if not teach and fields.get("model") and fields.get("start", "converted") == "converted":
-        values |= {
-            "ann": Training(**{"least_steps": ENOUGH["teach"], **GENTLE, **ANN.get(kind, SHORT)})
-        }
+        values |= {"ann": ann_training(kind)}
     if teach:
         values |= {"execute": {"kind": "ann"}, "steps": 1, "calibrate": 0}
     return Recipe(**(values | fields))

@@ -28,6 +28,7 @@ from spikelet.processes import processes, rank
 from spikelet.quantise import quantised
 from spikelet.recipe import (
     AUGMENTS,
+    DEFAULT_METHOD,
     EXECUTES,
     NEURONS,
     TERMS,
@@ -264,18 +265,19 @@ def build_terms(recipe: Recipe) -> dict[str, Term]:
 def ann_recipe(recipe: Recipe, teacher: Loaded) -> Recipe:
     """The recipe of the ANN that a student of another architecture begins as.
 
-    The student's teacher answers for it as in `logits`, where that is an ANN and a term of the
+    The student's teacher answers for it, less and less, where that is an ANN and a term of the
     student's asks it; else the labels teach it alone.
     """
     assert recipe.ann is not None
     asked = teacher.kind == ANN and any(term.taught for term in build_terms(recipe).values())
-    method = "logits" if asked else "none"
+    method = DEFAULT_METHOD if asked else "none"
+    terms = {k: v for k, v in terms_of(method).items() if v["kind"] != "feature"}
     recipe_of_anns = default_recipe("teach", recipe.data, model=recipe.model, training=recipe.ann)
     return dataclasses.replace(
         recipe_of_anns,
         teacher=recipe.teacher,
         method=method,
-        terms=terms_of(method),
+        terms=terms,
         seed=recipe.seed,
         augment=recipe.augment,
     )
