@@ -114,7 +114,8 @@ def _ann(recipe: Recipe, place: Place, dataset: Dataset, teacher: Loaded | None)
             cost |= _costs(recipe, place, dataset, distiller, teacher, cost["seconds"])
         value = score(dataset.test)
         rows = [row(ANN, None, value, recipe.seed, kind="ann", **cost)]
-        doubt(rows[0], dataset, place)
+        who = "teacher" if recipe.teacher is None else "student's ANN"
+        doubt(rows[0], dataset, place, who)
         lineage = None if teacher is None else teacher.description
         return _close(recipe, place, dataset, model, rows, lineage)
 
@@ -143,7 +144,8 @@ def _own_ann(
     mine, first = ann_recipe(recipe, teacher), place_within(place)
     done = finished(first)
     if done is None:
-        place.tell("first the ANN that the student begins as")
+        if place.writes:
+            place.tell("first the ANN that the student begins as (--start scratch leaves it out)")
         done = _ann(mine, first, dataset, teacher)
     meet()  # another process may have written it
     return load(first.out).net, done["rows"][0]
@@ -178,7 +180,8 @@ def distill(
     torch.manual_seed(recipe.seed)
     images = calibration(dataset, recipe.calibrate, recipe.seed, place.device)
     taught = placed(copy.deepcopy(teacher.net) if recipe.joint else teacher.net, place.device)
-    student, description = make_student(recipe, dataset, teacher, images)
+    first = images if recipe.ann is None else images[:2]  # to see that it can be made and bound
+    student, description = make_student(recipe, dataset, teacher, first)
     placed(student, place.device)
     shown = paired(teacher, dataset, place.device)
     distiller = bind(recipe, dataset, student, taught, images, shown)

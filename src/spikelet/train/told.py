@@ -49,12 +49,12 @@ def announce(
         place.tell(f"no test image is of {named}: accuracy says nothing about it")
 
 
-def doubt(teacher: Mapping[str, Any], dataset: Dataset, place: Place) -> None:
-    """Says so where a teacher hardly answers better than one who guesses."""
+def doubt(teacher: Mapping[str, Any], dataset: Dataset, place: Place, who: str = "teacher") -> None:
+    """Says so where a teacher, or another ANN, hardly answers better than one who guesses."""
     chance = 1 / len(dataset.classes)
     if teacher["method"] == ANN and teacher["accuracy"] < HARDLY * chance and place.writes:
         place.tell(
-            f"the teacher answers {teacher['accuracy']:.1%} of the test images rightly, where "
+            f"the {who} answers {teacher['accuracy']:.1%} of the test images rightly, where "
             f"guessing among {len(dataset.classes)} classes answers {chance:.1%}: train it longer"
         )
 
