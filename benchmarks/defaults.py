@@ -1,10 +1,12 @@
 """Whether `spikelet distill` without further flags is worth it: against no teacher, and conversion.
 
-    python benchmarks/defaults.py --teacher RUN --out DIR --file FILE [--steps 1 2 4] [--seeds 10]
+    python benchmarks/defaults.py --teacher RUN --out DIR --file FILE [--steps 1 2 4] [--seeds 10] \\
+        [--more --model vgg9 --width 16]
 
 For every T and seed one run with `--teacher RUN --steps T --seed S` and no other flag, for the
 first `--plain` seeds another with `--method none` added. Rows of the untrained conversion come
 with each. A run that fails, or ends below conversion, is listed. Finished cells in DIR are kept.
+What follows `--more` is added to every run: another architecture of the student, for example.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ Cell = tuple[str, int, int]
 def accuracy(options: Any, cell: Cell) -> dict[str, Any]:
     """What a cell came to; a failure is a result, too."""
     method, steps, seed = cell
-    words = ["--teacher", options.teacher, "--steps", steps, "--seed", seed]
+    words = ["--teacher", options.teacher, "--steps", steps, "--seed", seed, *options.more]
     if method != DEFAULT_METHOD:
         words += ["--method", method]
     try:
@@ -36,7 +38,17 @@ def accuracy(options: Any, cell: Cell) -> dict[str, Any]:
     except UserError as error:
         return {"method": method, "steps": steps, "seed": seed, "failed": str(error)}
     mine, plain = row_of(rows, method, steps), row_of(rows, "convert", steps)
-    kept = ("method", "steps", "seed", "accuracy", "seconds", "ann_epochs", "rate")
+    kept = (
+        "method",
+        "steps",
+        "seed",
+        "accuracy",
+        "seconds",
+        "ann_epochs",
+        "macs",
+        "rate",
+        "accuracy_ann",
+    )
     return {key: mine.get(key) for key in kept} | {"convert": plain["accuracy"]}
 
 
@@ -53,7 +65,7 @@ def summary(found: list[dict[str, Any]], steps: int) -> dict[str, Any]:
         "steps": steps,
         "n": len(scores),
         "mean": statistics.fmean(scores),
-        "std": statistics.stdev(scores),
+        "std": statistics.stdev(scores) if len(scores) > 1 else None,
         "worst": min(scores),
         "convert": statistics.fmean(converted),
         "none": statistics.fmean(row["accuracy"] for row in plain.values()),
@@ -74,6 +86,7 @@ def main() -> None:
     add("--seeds", type=int, default=10)
     add("--plain", type=int, default=10, help="seeds of runs without a teacher")
     add("--jobs", type=int, default=2)
+    add("--more", nargs=argparse.REMAINDER, default=[], help="last: flags for every run")
     options = parser.parse_args()
     wanted = ((DEFAULT_METHOD, options.seeds), ("none", options.plain))
     cells = [(m, t, s) for m, seeds in wanted for s, t in product(range(seeds), options.steps)]
@@ -84,6 +97,7 @@ def main() -> None:
         "model": read_json(teacher / "model.json"),
         "teacher": read_json(teacher / "results.json")["rows"][0]["accuracy"],
         "default": DEFAULT_METHOD,
+        "more": options.more,
     }
     summaries = [summary(found, steps) for steps in options.steps]
     failed = [row for row in found if "failed" in row]
