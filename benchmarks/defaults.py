@@ -1,7 +1,7 @@
 """Whether `spikelet distill` without further flags is worth it: against no teacher, and conversion.
 
-    python benchmarks/defaults.py --teacher RUN --out DIR --file FILE [--steps 1 2 4] [--seeds 10] \\
-        [--more --model vgg9 --width 16]
+    python benchmarks/defaults.py --teacher RUN --out DIR --file FILE [--steps 1 2 4] \\
+        [--seeds 10] [--more --model vgg9 --width 16]
 
 For every T and seed one run with `--teacher RUN --steps T --seed S` and no other flag, for the
 first `--plain` seeds another with `--method none` added. Rows of the untrained conversion come

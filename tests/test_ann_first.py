@@ -20,7 +20,15 @@ from spikelet.data import Dataset
 from spikelet.errors import UserError
 from spikelet.measure import accuracy, accuracy_over_steps
 from spikelet.neuron import Neuron
-from spikelet.recipe import NEURONS, Recipe, Training, build, completed, default_recipe
+from spikelet.recipe import (
+    NEURONS,
+    Recipe,
+    Training,
+    ann_training,
+    build,
+    completed,
+    default_recipe,
+)
 from spikelet.train import job, load, read_json, read_recipe
 from spikelet.train.interrupt import Interrupted, resume_line
 from spikelet.train.load import begun_as
@@ -200,6 +208,14 @@ def test_what_the_command_line_makes_of_it(taught: Path) -> None:
     for made in (mine, few):
         assert command_of(made, "out") is not None
         assert Recipe.from_json(made.to_json()) == made
+
+
+@pytest.mark.parametrize("data", ["imagenet", "digits", "mnist", "cifar10", "nmnist"])
+def test_how_the_ann_is_trained_by_default(data: str) -> None:
+    """By adaptive steps with a clipped gradient, but on ImageNet, where the reference's are SGD."""
+    ann = ann_training(data)
+    assert (ann.optimiser, ann.clip) == (("sgd", None) if data == "imagenet" else ("adamw", 1.0))
+    assert ann.least_steps == 500 and ann.epochs > 0
 
 
 def test_what_is_refused(taught: Path) -> None:

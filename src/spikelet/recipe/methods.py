@@ -93,7 +93,7 @@ DISTILL: Mapping[str, dict[str, Any]] = {
 }
 # Of the ANN that a student of another architecture begins as, under the student's teacher.
 ANN: Mapping[str, dict[str, Any]] = {
-    "imagenet": TEACH["imagenet"],
+    "imagenet": {**TEACH["imagenet"], "optimiser": "sgd", "clip": None},
     "digits": {"epochs": 40, "batch": 64, "learning_rate": 0.03},
     "mnist": {"epochs": 3, "learning_rate": 2e-2},
     "fashion-mnist": {"epochs": 6, "learning_rate": 1e-2},
