@@ -32,9 +32,11 @@ from spikelet.recipe import (
 from spikelet.train import job, load, read_json, read_recipe
 from spikelet.train.interrupt import Interrupted, resume_line
 from spikelet.train.load import begun_as
+from spikelet.train.place import Place
 from spikelet.train.prepare import ann_recipe, calibration, make_student
 from spikelet.train.rows import evaluation
 from spikelet.train.running import encoder
+from spikelet.train.told import outgrown
 
 DATA = {"kind": "digits", "train": 200, "validation": 40}
 QUIET = Console(quiet=True)
@@ -234,6 +236,28 @@ def test_a_recipe_of_before_is_from_scratch(taught: Path) -> None:
     fields = json.loads(recipe().to_json())
     del fields["ann"]
     assert completed(Recipe.from_json(json.dumps(fields))).ann is None
+
+
+@pytest.mark.parametrize(
+    ("own", "taught", "first", "told"),
+    [
+        (0.91, True, "teacher", True),
+        (0.9, True, "teacher", True),
+        (0.89, True, "teacher", False),
+        (0.91, False, "teacher", False),
+        (0.91, True, "logits", False),  # a row without its teacher's, as in grids
+        (None, True, "teacher", False),
+    ],
+)
+def test_a_teacher_that_is_outgrown_is_told(
+    tmp_path: Path, own: float | None, taught: bool, first: str, told: bool
+) -> None:
+    """Where the student's ANN is no worse than the teacher there is little to learn."""
+    said = io.StringIO()
+    rows = [{"method": first, "accuracy": 0.9}, {"method": "logits", "accuracy_ann": own}]
+    place = Place(tmp_path, CPU, Console(file=said, width=300), False)
+    outgrown(rows, taught, place)
+    assert ("little to learn" in said.getvalue()) == told
 
 
 def test_the_table_has_a_line_for_the_ann(taught: Path, tmp_path: Path, dataset: Dataset) -> None:

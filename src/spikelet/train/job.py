@@ -57,7 +57,16 @@ from spikelet.train.rows import (
 from spikelet.train.run import SCHEMA, card, digest, identity, write_json
 from spikelet.train.running import encoder, runner, spiking
 from spikelet.train.stored import DESCRIPTIONS, RESULTS_FILE, stored_accuracy
-from spikelet.train.told import announce, begin_anew, doubt, unconverted, unmatched, warn, worsened
+from spikelet.train.told import (
+    announce,
+    begin_anew,
+    doubt,
+    outgrown,
+    unconverted,
+    unmatched,
+    warn,
+    worsened,
+)
 
 HEALTH_IMAGES = 250
 BEST_FILE = "selected.safetensors"
@@ -234,6 +243,7 @@ def distill(
         rows[-1].update(more)
         doubt(rows[0], dataset, place)
         worsened(rows, recipe, dataset, place)
+        outgrown(rows, distiller.teacher is not None, place)
         lineage = dict(teacher.description)
         if place.writes:
             lineage["sha256"] = digest(place.out / TEACHER_FILE)

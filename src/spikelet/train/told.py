@@ -76,6 +76,19 @@ def worsened(
         )
 
 
+def outgrown(rows: Sequence[Mapping[str, Any]], taught: bool, place: Place) -> None:
+    """Says so where a student that is taught began as an ANN no worse than its teacher."""
+    own, teacher = rows[-1].get("accuracy_ann"), rows[0]
+    if not taught or own is None or teacher["method"] != ANN or not place.writes:
+        return
+    if own >= teacher["accuracy"]:
+        place.tell(
+            f"the ANN that the student began as answers {own:.1%} of the test images rightly, its "
+            f"teacher {teacher['accuracy']:.1%}: there is little to learn from it, and "
+            "--method none may do better"
+        )
+
+
 def warn(recipe: Recipe, place: Place) -> None:
     """Says so where a student has no spikes, and where it answers at a single T."""
     if not place.writes or recipe.method == "qann":
