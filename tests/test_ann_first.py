@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +163,49 @@ def test_measuring_again_finds_the_conversion_of_its_ann(
     rows = run(taught, tmp_path / "run", dataset, recipe())["rows"]
     assert main(["measure", str(tmp_path / "run"), "steps", "--json", "--quiet"]) == 0
     found = json.loads(capsys.readouterr().out)["rows"]
+    assert found[-1]["accuracy_ann"] == rows[-1]["accuracy_ann"]
     for steps, row in by_method(rows, "convert").items():
         again = by_method(found, "convert")[steps]
         assert (again["accuracy"], again["note"]) == (row["accuracy"], row["note"])
+
+
+def test_a_lost_ann_is_made_again(
+    taught: Path, tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its conversion cannot be measured without; resuming the student gives the same back."""
+    place = tmp_path / "run"
+    run(taught, place, dataset, recipe())
+    ann, student = place / "ann" / "model.safetensors", place / "model.safetensors"
+    before = ann.read_bytes(), student.read_bytes()
+    for lose in (ann.unlink, lambda: shutil.rmtree(place / "ann")):
+        lose()
+        assert main(["measure", str(place), "steps", "--quiet"]) == 2
+        assert f"`spikelet distill --resume {place}` makes it anew" in capsys.readouterr().err
+        run(taught, place, dataset, recipe(), resume=True)
+        assert (ann.read_bytes(), student.read_bytes()) == before
+        assert main(["measure", str(place), "steps", "--quiet"]) == 0
+        capsys.readouterr()
+
+
+def test_the_page_says_what_was_converted(taught: Path, tmp_path: Path, dataset: Dataset) -> None:
+    ours = run(taught, tmp_path / "student", dataset, recipe())["rows"][-1]["accuracy_ann"]
+    run(taught, tmp_path / "other", dataset, recipe(model=None, ann=None))
+    own, teacher = "the student's own ANN", "the teacher"
+    said = (
+        (["student"], own),
+        (["other"], teacher),
+        (["other", "student"], f"{own} and {teacher}"),
+    )
+    for names, whose in said:
+        page = tmp_path / "page.html"
+        runs = [str(tmp_path / name) for name in names]
+        assert main(["report", *runs, "--out", str(page), "--quiet"]) == 0
+        text = html.unescape(page.read_text()).replace("\N{NO-BREAK SPACE}", " ")
+        assert f"convert is {whose} with spiking neurons" in text
+        assert ("ANN of " in text) == ("student" in names)
+        if names == ["student"]:
+            assert "its own ANN converted without training" in text
+            assert f"{100 * ours:.1f}" in text
 
 
 def test_fresh_weights_start_with_calibrated_thresholds(taught: Path, dataset: Dataset) -> None:

@@ -169,6 +169,32 @@ def test_students_of_another_architecture_share_the_anns_they_begin_as(
     assert again["rows"] == found["rows"]
 
 
+def test_flags_of_the_ann_that_students_begin_as(
+    teacher: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [
+        "compare",
+        "--teacher",
+        teacher["run"],
+        "--methods",
+        "logits",
+        "--quiet",
+        "--seeds",
+        "1",
+    ]
+    own = ["--model", "small-cnn", "--width", "3", "--steps", "1", "--epochs", "1"]
+    few = ["--ann.epochs", "1", "--calibrate", "16", "--batch", "40"]
+    assert main([*line, *own, *few, "--out", str(tmp_path / "a")]) == 0
+    for cell in (tmp_path / "a" / "cells").iterdir():
+        ann = read_recipe(cell).ann
+        assert ann is not None and (ann.epochs, ann.least_steps, ann.batch) == (1, 0, 40)
+    capsys.readouterr()
+    assert main([*line, *few, "--out", str(tmp_path / "b")]) == 2
+    assert "the student begins as its teacher" in capsys.readouterr().err
+    assert main([*line, *own, *few, "--start", "scratch", "--out", str(tmp_path / "c")]) == 2
+    assert "no start from scratch" in capsys.readouterr().err
+
+
 def test_an_ann_that_is_damaged_is_not_shared(teacher: dict[str, str], tmp_path: Path) -> None:
     own = {"kind": "small-cnn", "width": 3}
     grid = tiny(teacher, (), model=own, overrides={**PLAIN, "ann.epochs": 1})

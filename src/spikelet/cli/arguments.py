@@ -33,7 +33,7 @@ VERBS = {
 }
 LEAVES = (
     "data.FIELD model.FIELD teacher.FIELD neuron.FIELD neuron.surrogate.FIELD terms.NAME.FIELD "
-    "execute.FIELD encode.FIELD augment.NUMBER.FIELD training.FIELD"
+    "execute.FIELD encode.FIELD augment.NUMBER.FIELD training.FIELD ann.FIELD"
 )
 
 
@@ -137,7 +137,8 @@ def _distill(parser: Parser) -> None:
 def _beginning(parser: Parser) -> None:
     """What a student starts from, and sees."""
     add = parser.add_argument
-    add("--start", metavar="S", help="converted (default) or scratch")
+    text = "converted (default; with --model an ANN is trained first, by --ann.FIELD) or scratch"
+    add("--start", metavar="S", help=text)
     add("--calibrate", type=number(int), metavar="N", help="images for calibration")
     add("--norm", metavar="KIND", help="batch norm: auto (default), train, settled or frozen")
     text = "images that batch norm's statistics are estimated on before measuring; 0 for none"

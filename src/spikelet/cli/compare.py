@@ -95,7 +95,7 @@ def overrides_of(leaves: Sequence[Leaf], grid: Grid) -> dict[str, Any]:
     """Dotted leaf -> value, each read as the type that a method with such a leaf declares."""
     from spikelet.compare.grid import recipe_of
 
-    recipes = [recipe_of(method, grid.data) for method in grid.methods]
+    recipes = [grid.begun(recipe_of(method, grid.data)) for method in grid.methods]
     groups: dict[str, list[Leaf]] = {}
     for leaf in leaves:
         groups.setdefault(_group(leaf.path), []).append(leaf)

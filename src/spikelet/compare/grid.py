@@ -143,6 +143,13 @@ class Grid:
         """The overrides that a method's recipe has no leaf for, or does not take."""
         return [path for path in self.overrides if path not in self._overridden[method][1]]
 
+    def begun(self, recipe: Recipe) -> Recipe:
+        """A student's recipe with its architecture and the ANN that it begins as, if it has one."""
+        if self.teacher is None or self.model is None:
+            return recipe
+        first = ann_training(self.data["kind"]) if recipe.start == "converted" else None
+        return dataclasses.replace(recipe, model=self.model, ann=first)
+
     def teacher_recipe(self) -> Recipe:
         """The recipe of the teacher that is trained within the grid."""
         recipe = default_recipe("teach", self.data, model=self.model)
@@ -158,10 +165,7 @@ class Grid:
             recipe = recipe_of(method, self.data)
             own = settings_of(method, recipe)  # they go before the grid's
             given = {k: v for k, v in {**mine, **self.overrides}.items() if k not in own}
-            if self.teacher is not None and self.model is not None:
-                first = ann_training(self.data["kind"]) if recipe.start == "converted" else None
-                recipe = dataclasses.replace(recipe, model=self.model, ann=first)
-            recipe, used = overridden(recipe, given)
+            recipe, used = overridden(self.begun(recipe), given)
             chosen = {*given, *own}
             recipe = gentler(alike_trained(recipe, chosen), chosen)
             found[method] = recipe, (used | set(own)) & set(self.overrides)

@@ -39,7 +39,7 @@ def overridden(recipe: Recipe, leaves: Mapping[str, Any]) -> tuple[Recipe, set[s
         if _applies(recipe, head, rest, leaves):
             _place(fields, [head, *rest], copy.deepcopy(leaves[path]))
             used.add(path)
-    if fields["start"] == "scratch":
+    if fields["start"] == "scratch" and not any(path.startswith("ann.") for path in leaves):
         fields["ann"] = None
     return Recipe.from_json(json.dumps(fields)), used
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from spikelet.examine.subject import Seen, Subject
 from spikelet.examine.table import Tell
 from spikelet.execute import ann
-from spikelet.measure import answers_over_steps, evaluating, late
+from spikelet.measure import accuracy, answers_over_steps, evaluating, late
 from spikelet.measure.calibration import (
     WITHIN,
     agreement,
@@ -80,7 +80,12 @@ def _own(subject: Subject, found: Mapping[str, Mapping[str, Any]]) -> list[dict[
     if recipe.method == "convert":
         return []
     known = {"kind": kind(recipe)}
-    return [row(recipe.method, p["steps"], p["accuracy"], recipe.seed, **known) for p in points]
+    rows = [row(recipe.method, p["steps"], p["accuracy"], recipe.seed, **known) for p in points]
+    ann = begun_as(subject.loaded)
+    if ann is not None:
+        batches = evaluation(subject.dataset.test, subject.dataset, subject.device)
+        rows[-1]["accuracy_ann"] = accuracy(ann.net.to(subject.device), batches)
+    return rows
 
 
 def _answers(subject: Subject, seen: Seen) -> Answers:

@@ -170,7 +170,8 @@ class Recipe:
         own = self.task == "distill" and self.model is not None and self.start == "converted"
         if self.ann is not None and not own:
             what = "only a student of another architecture that starts converted begins as an ANN"
-            raise UserError("ann", what, "leave it out, or name the student's architecture")
+            fix = "leave it out, or name an architecture, and no start from scratch"
+            raise UserError("ann", what, fix)
         for name in ("data", "model", "teacher", "neuron", "terms", "execute", "encode", "augment"):
             object.__setattr__(self, name, plain(name, getattr(self, name)))
         self._check_kinds()

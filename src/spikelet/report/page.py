@@ -24,7 +24,8 @@ Row = Mapping[str, Any]
 SHOWN = 6  # findings that are not folded away
 METHODS = {
     "teacher": "the ordinary network (ANN) that the others start from",
-    "convert": "the teacher's weights with spiking neurons, calibrated for each T, not trained",
+    "convert": "an ANN's weights, the teacher's or the student's own, with spiking neurons, "
+    "calibrated for each T, not trained",
     "none": "the same start, trained on the labels alone, without the teacher",
     "logits": "trained on the labels and the teacher's softened answers",
     "hybrid": "trained on labels, the teacher's softened answers, and through the teacher's own "

@@ -13,6 +13,7 @@ from spikelet.report.plots import Line, lines_chart
 from spikelet.story.cast import CONVERT, Cast, Chapter, networks
 from spikelet.story.numbers import NONE, percent, plain, points, settings_words, share
 from spikelet.story.told import TEACHER, Row, Source, Told
+from spikelet.train.rows import BEGUN
 
 LOOK = (
     "Look for how few time steps come close to the dashed line, the teacher: every step costs time "
@@ -44,7 +45,7 @@ def accuracy(cast: Cast) -> Chapter:
         knees = {name: found[name]["knee"] for name in found if "knee" in found[name]}
         label = "Accuracy of each network over time steps; the numbers are in the table below"
         blocks.append(Chart(accuracy_chart(rows, series, knees, "accuracy-runs"), label))
-    blocks.append(table(rows, cast))
+    blocks.append(table([*rows, *_beginnings(cast)], cast))
     blocks += _notes(cast)
     if found:
         blocks += _behaviour(cast, found)
@@ -145,11 +146,29 @@ def _notes(cast: Cast) -> list[Block]:
     """What the numbers were taken on."""
     words = "On the test part at the end of training, one run each: one run gives no interval."
     if any(row["method"] == CONVERT for run in cast.runs for row in run.rows):
-        words += " convert is the teacher with spiking neurons, calibrated for each T, not trained."
+        whose = " and ".join(sorted(_converted(cast)))
+        words += f" convert is {whose} with spiking neurons, calibrated for each T, not trained."
     apart = [run.label for run in cast.runs if run.single]
     if apart:
         words += f" {listed(apart)}: layers begin late, so that only the T of the training counts."
     return [Note(words)]
+
+
+def _converted(cast: Cast) -> set[str]:
+    """Which networks the conversions on the page were made of."""
+    rows = [row for run in cast.runs for row in run.rows if row["method"] == CONVERT]
+    return {"the student's own ANN" if row.get("note") == BEGUN else "the teacher" for row in rows}
+
+
+def _beginnings(cast: Cast) -> list[dict[str, Any]]:
+    """Rows of the ANNs that students of another architecture began as."""
+    known = [(run.label, run.rows[-1].get("accuracy_ann")) for run in cast.runs if run.rows]
+    common = {"steps": None, "std": None}
+    return [
+        {"method": f"ANN of {label}", "accuracy": value, **common}
+        for label, value in known
+        if value is not None
+    ]
 
 
 def _behaviour(cast: Cast, found: Mapping[str, Mapping[str, Any]]) -> list[Block]:

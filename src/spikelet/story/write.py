@@ -25,6 +25,7 @@ from spikelet.story.made import Again, made, missing, model_words, own_measures
 from spikelet.story.noise import noise
 from spikelet.story.told import TEACHER, Told, read
 from spikelet.story.training import training
+from spikelet.train.rows import BEGUN
 from spikelet.train.told import HARDLY
 
 MOST_TILES = 6
@@ -206,7 +207,8 @@ def headline(run: Told) -> str:
         if classes and guide["accuracy"] < HARDLY / classes:
             words += ", hardly better than guessing, so that it had nothing to teach"
     if plainly is not None and run.own != CONVERT:
-        words += f", and the teacher converted without training {percent(plainly['accuracy'])}"
+        whose = "its own ANN" if plainly.get("note") == BEGUN else "the teacher"
+        words += f", and {whose} converted without training {percent(plainly['accuracy'])}"
     return words + "."
 
 

@@ -218,8 +218,21 @@ def teacher(student: Loaded) -> Loaded:
 
 
 def begun_as(student: Loaded) -> Loaded | None:
-    """The ANN of its own architecture that a student was converted from; None without one."""
-    return None if student.recipe.ann is None else load(student.path / ANN_FOLDER)
+    """The ANN of its own architecture that a student was converted from; None without one.
+
+    Raises:
+        UserError: if it is lost or damaged, with the line that makes it again.
+    """
+    if student.recipe.ann is None:
+        return None
+    try:
+        return load(student.path / ANN_FOLDER)
+    except UserError as error:
+        what = f"the ANN that it began as is lost or damaged ({error.message})"
+        fix = (
+            f"`{shlex.join(['spikelet', 'distill', '--resume', str(student.path)])}` makes it anew"
+        )
+        raise UserError(f"run = {student.path}", what, fix) from error
 
 
 def fit_thresholds(net: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -116,7 +116,15 @@ def intact(run: Path) -> bool:
         what = f"it is finished, but {lost} is lost or damaged, and there is no checkpoint"
         fix = f"take {lost} from a copy, or make the run again in a new folder"
         raise UserError(f"run = {run}", what, fix)
-    return lost is None
+    return lost is None and _begun_intact(run)
+
+
+def _begun_intact(run: Path) -> bool:
+    """Whether the ANN that a finished student began as is there, as far as it can be made again."""
+    recipe = stored_object(run / "recipe.json") if (run / "recipe.json").exists() else {}
+    if recipe.get("ann") is None or not holds_state(run / CHECKPOINT):
+        return True
+    return (run / ANN_FOLDER / RESULTS_FILE).exists() and intact(run / ANN_FOLDER)
 
 
 def _sums(run: Path) -> dict[str, str | None]:

@@ -53,9 +53,10 @@ def doubt(teacher: Mapping[str, Any], dataset: Dataset, place: Place, who: str =
     """Says so where a teacher, or another ANN, hardly answers better than one who guesses."""
     chance = 1 / len(dataset.classes)
     if teacher["method"] == ANN and teacher["accuracy"] < HARDLY * chance and place.writes:
+        longer = "train it longer" if who == "teacher" else "train it longer by --ann.epochs"
         place.tell(
             f"the {who} answers {teacher['accuracy']:.1%} of the test images rightly, where "
-            f"guessing among {len(dataset.classes)} classes answers {chance:.1%}: train it longer"
+            f"guessing among {len(dataset.classes)} classes answers {chance:.1%}: {longer}"
         )
 
 
