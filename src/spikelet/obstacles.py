@@ -125,4 +125,4 @@ def refusal(found: list[Obstacle]) -> UserError:
     places = "; ".join(f"{o.path}: {o.kind} ({o.fix})" for o in found[:NAMED])
     more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
     what = f"{count} cannot become spiking: {places}{more}"
-    return UserError("model", what, "or let it teach a student of another architecture (--model)")
+    return UserError("model", what, "or give the student another architecture (--model)")
