@@ -35,7 +35,7 @@ from spikelet.train import job, load, read_json, read_recipe
 from spikelet.train.interrupt import Interrupted, resume_line
 from spikelet.train.load import begun_as
 from spikelet.train.place import Place
-from spikelet.train.prepare import ann_recipe, calibration, make_student
+from spikelet.train.prepare import ann_recipe, calibration, make_student, require_ann
 from spikelet.train.rows import evaluation
 from spikelet.train.running import encoder
 from spikelet.train.told import outgrown
@@ -310,3 +310,77 @@ def test_the_table_has_a_line_for_the_ann(taught: Path, tmp_path: Path, dataset:
     Console(file=shown, width=100).print(accuracy_table(rows))
     assert f"{100 * rows[-1]['accuracy_ann']:.2f}" in shown.getvalue()
     assert "the student's ANN" in shown.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Path:
+    """The run of an ANN of the student's architecture."""
+    out = tmp_path_factory.mktemp("runs") / "own"
+    mine = default_recipe("teach", DATA, model=OTHER, training=FAST)
+    job.teach(mine, out, console=QUIET, device="cpu", dataset=dataset)
+    return out
+
+
+def test_a_student_begins_as_an_ann_that_is_trained_already(
+    taught: Path, trained: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    """It is copied, so that its run may go; its price is not the student's."""
+    given, mine = tmp_path / "given", recipe(ann={"run": str(tmp_path / "given")})
+    shutil.copytree(trained, given)
+    rows = run(taught, tmp_path / "run", dataset, mine)["rows"]
+    shutil.rmtree(given)
+    made = load(tmp_path / "run")
+    ann, known = begun_as(made), load(trained)
+    assert ann is not None and read_json(ann.path / "results.json")["run"] == str(ann.path)
+    for name, value in known.net.state_dict().items():
+        assert torch.equal(value, ann.net.state_dict()[name])
+    alone = run(taught, tmp_path / "alone", dataset, recipe(ann=None))["rows"][-1]
+    assert rows[-1]["macs"] == alone["macs"]
+    assert rows[-1]["accuracy_ann"] == read_json(trained / "results.json")["rows"][0]["accuracy"]
+    assert Recipe.from_json(made.recipe.to_json()) == made.recipe == mine_of(mine, taught)
+
+
+def mine_of(mine: Recipe, taught: Path) -> Recipe:
+    return dataclasses.replace(mine, teacher={"run": str(taught)})
+
+
+def test_a_given_ann_on_the_command_line(
+    taught: Path, trained: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    there, own = {"teacher": str(taught)}, ("--ann", str(trained))
+    mine = words(*own, **there)
+    assert (mine.model, mine.ann) == (OTHER, {"run": str(trained)})
+    line = command_of(mine, "out")
+    assert line is not None and f"--ann {trained}" in line
+    run(taught, tmp_path / "student", dataset, recipe(model=None, ann=None))
+    refused = (
+        ((*own, "--model", "vgg9"), "`--model`: the run of --ann has its architecture"),
+        ((*own, "--width", "4"), "`--width`: the run of --ann has its width"),
+        ((*own, "--start", "scratch"), "`--ann`: a student from scratch"),
+        ((*own, "--ann.epochs", "3"), "`--ann.epochs`: --ann names a run"),
+        (("--ann", str(tmp_path)), "there is no run in this folder"),
+        (("--ann", str(tmp_path / "student")), "it is a student's run"),
+    )
+    for more, said in refused:
+        with pytest.raises(UserError) as caught:
+            words(*more, **there)
+        assert said in str(caught.value)
+
+
+def test_an_ann_that_does_not_fit_is_refused_before_anything_is_written(
+    taught: Path, trained: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    given = recipe(ann={"run": str(trained)})
+    few = dataclasses.replace(dataset, classes=dataset.classes[:9])
+    wrong = (
+        (dataclasses.replace(given, model={"kind": "vgg9", "width": 4}), dataset, "is a small-cnn"),
+        (dataclasses.replace(given, ann={"run": str(tmp_path / "no")}), dataset, "no run in this"),
+    )
+    for mine, data, said in wrong:
+        with pytest.raises(UserError, match=said):
+            run(taught, tmp_path / "run", data, mine)
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="it knows 10 classes"):
+        require_ann(load(trained), given, few)
+    with pytest.raises(UserError, match=r"^`ann`: expected a training or the folder of a run"):
+        recipe(ann={"runs": "x"})

@@ -41,7 +41,9 @@ def _words(recipe: Recipe) -> list[str]:
         if teacher.get("weights"):
             words += ["--weights", str(teacher["weights"])]
         words += ["--method", recipe.method.partition("+")[0], "--steps", str(recipe.steps)]
-    if recipe.model is not None:
+    if isinstance(recipe.ann, dict):
+        words += ["--ann", str(recipe.ann["run"])]
+    elif recipe.model is not None:
         words += ["--model", str(recipe.model["kind"])]
         if recipe.model.get("width") is not None:
             words += ["--width", str(recipe.model["width"])]

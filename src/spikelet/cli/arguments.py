@@ -121,6 +121,8 @@ def _distill(parser: Parser) -> None:
     parser.add_argument(
         "--model", metavar="M", help=f"another student than the teacher's architecture: {_models()}"
     )
+    text = "run of a trained ANN that the student begins as, with its architecture"
+    parser.add_argument("--ann", metavar="RUN", help=text)
     text = "of --model, or of the teacher where no --model is given"
     parser.add_argument("--width", type=number(int), metavar="W", help=text)
     text = f"{', '.join(METHODS)}; default: {DEFAULT_METHOD}"

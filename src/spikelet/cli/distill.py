@@ -66,14 +66,17 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
         raise unknown("--method", options.method, METHODS)
     teacher = teacher_spec(options)
     data = data_spec(options, data_of(teacher))
-    model = None
-    if options.model is not None:
+    model, begun = None, ann_of(options)
+    if begun is not None:
+        model = begun[1]
+    elif options.model is not None:
         model = model_spec(options.model, options.width, data["kind"])
     elif options.width is not None and "run" in teacher:
         what = "without --model the student has the width of its teacher's run"
         raise UserError("--width", what, "add --model small-cnn or another, or leave it out")
     given = [*leaves_of(options), *leaves]
-    recipe = default_recipe("distill", data, options.method, teacher=teacher, model=model)
+    own = {} if begun is None else {"ann": begun[0]}
+    recipe = default_recipe("distill", data, options.method, teacher=teacher, model=model, **own)
     recipe = completed(overridden(recipe, given), {leaf.path for leaf in given})
     recipe = dataclasses.replace(recipe, data=with_frames(recipe.data, recipe.steps))
     added = [name for name in recipe.terms if name not in terms_of(options.method)]
@@ -82,6 +85,31 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
     require_weights(recipe.teacher or {})
     require_images(recipe.calibrate)
     return recipe
+
+
+def ann_of(options: Namespace) -> tuple[Spec, Spec] | None:
+    """The run of an ANN that the student begins as, and its architecture; None without --ann.
+
+    Raises:
+        UserError: if there is none, it is a student's, or a flag says otherwise.
+    """
+    if options.ann is None:
+        return None
+    for name, why in (("model", "has its architecture"), ("width", "has its width")):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name}", f"the run of --ann {why}", "leave the flag out")
+    if options.start == "scratch":
+        raise UserError("--ann", "a student from scratch begins as none", "leave --start out")
+    if not holds_run(Path(options.ann)):
+        fix = "make one with `spikelet teach --model NAME --out RUN`"
+        raise UserError(f"--ann {options.ann}", "there is no run in this folder", fix)
+    from spikelet.train.load import ANN, load, own_architecture
+
+    found = load(options.ann)
+    if found.kind != ANN:
+        fix = "name the run of a `teach`"
+        raise UserError(f"--ann {options.ann}", "it is a student's run", fix)
+    return {"run": absolute(options.ann)}, own_architecture(found.description)
 
 
 def data_of(teacher: Spec) -> Spec | None:

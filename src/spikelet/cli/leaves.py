@@ -76,7 +76,7 @@ def overridden(recipe: Recipe, leaves: Sequence[Leaf]) -> Recipe:
     """
     fields, paths = dataclasses.asdict(recipe), {leaf.path for leaf in leaves}
     for part in TRAININGS:
-        if f"{part}.epochs" in paths and fields[part]:
+        if f"{part}.epochs" in paths and fields[part] and "run" not in fields[part]:
             fields[part]["least_steps"] = 0  # who names epochs means them
     for leaf in sorted(leaves, key=lambda leaf: not _chooses(leaf)):
         _place(fields, leaf)
@@ -103,6 +103,8 @@ def _place(fields: dict[str, Any], leaf: Leaf) -> None:
         if fields[head] is None:
             what = "the student begins as its teacher, which is trained already"
             raise UserError(leaf.flag, what, "leave it out, or add --model")
+        if "run" in fields[head]:
+            raise UserError(leaf.flag, "--ann names a run, which is trained", "leave it out")
         fields[head][rest[0]] = _value(leaf, head, Training, rest[0])
     elif head in ONE and rest:
         _set(fields, head, rest, leaf, ONE[head], head)

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import io
-import shutil
 import time
 import traceback
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from spikelet.errors import UserError
 from spikelet.folder import unwritable
 from spikelet.obstacles import reason
 from spikelet.recipe import Recipe
-from spikelet.train import Interrupted, read_json, read_recipe, write_json
+from spikelet.train import Interrupted, read_recipe, write_json
 from spikelet.train.job import distill, load_data, teach
 from spikelet.train.load import ANN_FOLDER, SNN, Loaded
-from spikelet.train.place import intact
+from spikelet.train.place import copy_run, intact
 from spikelet.train.prepare import ann_recipe, teacher_of
 from spikelet.train.stored import RESULTS_FILE as RESULTS
 from spikelet.train.stored import stored_rows
@@ -123,12 +122,7 @@ def borrow_ann(job: Job, teacher: Loaded) -> None:
     for other in sorted(job.folder.parent.glob(f"*/{ANN_FOLDER}/{RESULTS}")):
         folder = other.parent
         if _is_whole(folder, wanted):
-            shutil.rmtree(mine, ignore_errors=True)
-            copy_of = mine.with_name(f"{ANN_FOLDER}.part")
-            shutil.rmtree(copy_of, ignore_errors=True)
-            shutil.copytree(folder, copy_of)
-            write_json(copy_of / RESULTS, {**read_json(copy_of / RESULTS), "run": str(mine)})
-            copy_of.rename(mine)
+            copy_run(folder, mine)
             return
 
 

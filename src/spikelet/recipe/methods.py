@@ -143,7 +143,7 @@ def alike_trained(recipe: Recipe, chosen: Collection[str]) -> Recipe:
 
     What the machine asks for is that of the student's own training, and so is a chosen batch.
     """
-    if recipe.ann is None:
+    if not isinstance(recipe.ann, Training):
         return recipe
     names = [*ALIKE, *(["batch"] if "training.batch" in chosen else [])]
     same = {n: getattr(recipe.training, n) for n in names if f"ann.{n}" not in chosen}

@@ -134,8 +134,8 @@ class Recipe:
     `augment` is None for the data set's own augmentations.
 
     A student of another architecture, `model`, that starts "converted" begins as an ANN: `ann` is
-    how it is trained, under the same teacher, before it is converted. Without, its weights are
-    fresh, as with "scratch".
+    how it is trained, under the same teacher, before it is converted, or `{"run": folder}` where it
+    is trained already. Without, its weights are fresh, as with "scratch".
     """
 
     task: Literal["teach", "distill"]
@@ -154,7 +154,7 @@ class Recipe:
     estimate: int = 1024
     joint: bool = False
     training: Training = field(default_factory=Training)
-    ann: Training | None = None
+    ann: Training | Spec | None = None
     seed: int = 0
     augment: list[Spec] | None = None
 
@@ -172,6 +172,9 @@ class Recipe:
             what = "only a student of another architecture that starts converted begins as an ANN"
             fix = "leave it out, or name an architecture, and no start from scratch"
             raise UserError("ann", what, fix)
+        if isinstance(self.ann, dict) and list(self.ann) != ["run"]:
+            what = f"expected a training or the folder of a run, found {self.ann!r}"
+            raise UserError("ann", what, 'give {"run": folder}')
         for name in ("data", "model", "teacher", "neuron", "terms", "execute", "encode", "augment"):
             object.__setattr__(self, name, plain(name, getattr(self, name)))
         self._check_kinds()
@@ -228,6 +231,13 @@ class Recipe:
             raise UserError("ann", f"expected an object, found {ann!r}", "mend the file")
         values = {
             "training": Training(**validated("training", Training, training)),
-            "ann": None if ann is None else Training(**validated("ann", Training, ann)),
+            "ann": _training_or_run(ann),
         }
         return Recipe(**validated("", Recipe, fields, given=values))
+
+
+def _training_or_run(ann: dict[str, Any] | None) -> Training | Spec | None:
+    """What `ann` of a stored recipe is."""
+    if ann is None or "run" in ann:
+        return ann
+    return Training(**validated("ann", Training, ann))

@@ -18,7 +18,7 @@ from spikelet.data import Batches, Dataset, Split
 from spikelet.distill import Distiller
 from spikelet.measure import accuracy, accuracy_over_steps, health, mean_rates
 from spikelet.processes import alike, first, meet
-from spikelet.recipe import DATA, Recipe, build
+from spikelet.recipe import DATA, Recipe, Training, build
 from spikelet.train.cost import costs
 from spikelet.train.crossed import beside, paired, sees, summed
 from spikelet.train.examples import store_examples
@@ -33,7 +33,7 @@ from spikelet.train.load import (
     describe,
     load,
 )
-from spikelet.train.place import Place, finished, opened, place_of, place_within
+from spikelet.train.place import Place, copy_run, finished, opened, place_of, place_within
 from spikelet.train.prepare import (
     ann_recipe,
     bind,
@@ -41,6 +41,7 @@ from spikelet.train.prepare import (
     estimated,
     make_student,
     placed,
+    require_ann,
     teacher_of,
     training_batches,
 )
@@ -149,15 +150,25 @@ def _costs(
 def _own_ann(
     recipe: Recipe, place: Place, dataset: Dataset, teacher: Loaded
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The ANN that a student of another architecture begins as, and the row of its own run."""
-    mine, first = ann_recipe(recipe, teacher), place_within(place)
+    """The ANN that a student of another architecture begins as, and the row of its own run.
+
+    Of one that was trained before, which is copied, the row tells the accuracy alone: it cost
+    nothing here.
+    """
+    first = place_within(place)
+    if isinstance(recipe.ann, dict) and place.writes and not (first.out / RESULTS_FILE).exists():
+        copy_run(Path(recipe.ann["run"]), first.out)
+    meet()  # the first process may have copied it
     done = finished(first)
     if done is None:
+        mine = ann_recipe(recipe, teacher)
         if place.writes:
             place.tell("first the ANN that the student begins as (--start scratch leaves it out)")
         done = _ann(mine, first, dataset, teacher)
     meet()  # another process may have written it
-    return load(first.out).net, done["rows"][0]
+    row = done["rows"][0]
+    told = row if isinstance(recipe.ann, Training) else {"accuracy": row["accuracy"]}
+    return load(first.out).net, told
 
 
 def distill(
@@ -189,6 +200,8 @@ def distill(
     torch.manual_seed(recipe.seed)
     images = calibration(dataset, recipe.calibrate, recipe.seed, place.device)
     taught = placed(copy.deepcopy(teacher.net) if recipe.joint else teacher.net, place.device)
+    if isinstance(recipe.ann, dict) and not (place_within(place).out / RESULTS_FILE).exists():
+        require_ann(load(recipe.ann["run"]), recipe, dataset)
     first = images if recipe.ann is None else images[:2]  # to see that it can be made and bound
     student, description = make_student(recipe, dataset, teacher, first)
     placed(student, place.device)

@@ -106,6 +106,12 @@ def architecture(description: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in description.items() if k not in ("weights", "pretrained")}
 
 
+def own_architecture(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The model spec of a description: what is not of the data or the seed."""
+    common = ("seed", "classes", "channels", "size")
+    return {k: v for k, v in architecture(description).items() if k not in common}
+
+
 def assemble(description: Mapping[str, Any]) -> nn.Module:
     """The model of a description, in train mode."""
     fields = dict(description)

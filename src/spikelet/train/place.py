@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,16 @@ def place_of(out: Path | str, resume: bool, device: str | None, console: Console
 def place_within(place: Place) -> Place:
     """The place of the ANN that a student begins as: a run in its folder, begun or gone on with."""
     return dataclasses.replace(place, out=place.out / ANN_FOLDER, resume=True)
+
+
+def copy_run(run: Path, to: Path) -> None:
+    """A finished run again in another folder, whole or not at all."""
+    part = to.with_name(f"{to.name}.part")
+    for folder in (part, to):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(run, part, ignore=shutil.ignore_patterns("measures", "report.html"))
+    write_json(part / RESULTS_FILE, {**read_json(part / RESULTS_FILE), "run": str(to)})
+    part.rename(to)
 
 
 def finished(place: Place) -> dict[str, Any] | None:

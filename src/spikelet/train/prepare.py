@@ -33,6 +33,7 @@ from spikelet.recipe import (
     NEURONS,
     TERMS,
     Recipe,
+    Training,
     build,
     default_recipe,
     terms_of,
@@ -40,7 +41,16 @@ from spikelet.recipe import (
 from spikelet.stepwise import require_fixed_norms
 from spikelet.terms import Term
 from spikelet.train.crossed import IMAGES, beginning, crossing
-from spikelet.train.load import ANN, SNN, Loaded, architecture, assemble, describe, load
+from spikelet.train.load import (
+    ANN,
+    SNN,
+    Loaded,
+    architecture,
+    assemble,
+    describe,
+    load,
+    own_architecture,
+)
 from spikelet.train.running import by_levels, encoder, encoding, trainer
 
 ZOO_CLASSES = 1000
@@ -141,17 +151,33 @@ def _lays_freely(net: nn.Module) -> bool:
         return False
 
 
-def _require_images(description: Mapping[str, Any], dataset: Dataset) -> None:
-    """Raises where the images are not those that a teacher was trained on."""
+def require_ann(ann: Loaded, recipe: Recipe, dataset: Dataset) -> None:
+    """Raises where a run is none that a student of this recipe can begin as."""
+    where, other = f"ann = {ann.path}", "train one by `spikelet teach` that does"
+    if ann.kind != ANN:
+        raise UserError(where, "it is a student's run", "name the run of a `teach`")
+    if ann.description["classes"] != len(dataset.classes):
+        what = f"it knows {ann.description['classes']} classes, the data {dataset.name} has "
+        raise UserError(where, f"{what}{len(dataset.classes)}", other)
+    _require_images(ann.description, dataset, where)
+    if own_architecture(ann.description) != recipe.model:
+        what = f"it is a {ann.description['kind']}, the recipe's model is {recipe.model}"
+        raise UserError(where, what, "name its architecture as model")
+
+
+def _require_images(
+    description: Mapping[str, Any], dataset: Dataset, argument: str = "teacher"
+) -> None:
+    """Raises where the images are not those that a network was trained on."""
     theirs = (description["channels"], *description["size"])
     ours = (dataset.channels, *dataset.size)
     if theirs != ours:
         shown = ["x".join(map(str, shape)) for shape in (theirs, ours)]
         raise UserError(
-            "teacher",
+            argument,
             f"it was made for images of {shown[0]} (channels, height, width), the data "
             f"{dataset.name} has {shown[1]}",
-            "use a teacher that was trained on such images",
+            f"use {'a teacher' if argument == 'teacher' else 'one'} that was trained on such images",
         )
 
 
@@ -268,7 +294,7 @@ def ann_recipe(recipe: Recipe, teacher: Loaded) -> Recipe:
     The student's teacher answers for it, less and less, where that is an ANN and a term of the
     student's asks it; else the labels teach it alone.
     """
-    assert recipe.ann is not None
+    assert isinstance(recipe.ann, Training)
     asked = teacher.kind == ANN and any(term.taught for term in build_terms(recipe).values())
     method = DEFAULT_METHOD if asked else "none"
     terms = {k: v for k, v in terms_of(method).items() if v["kind"] != "feature"}

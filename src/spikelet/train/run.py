@@ -152,6 +152,8 @@ def identity(
     fields = dataclasses.asdict(recipe)
     training = {f"training.{k}": v for k, v in fields.pop("training").items() if k not in FREE}
     del fields["teacher"]
+    if "run" in (fields["ann"] or {}):  # it is copied into the run
+        fields["ann"] = "a run"
     for part, places in (("data", ("root", "download", "workers")), ("model", ("weights",))):
         fields[part] = {k: v for k, v in (fields[part] or {}).items() if k not in places}
     found = {f"recipe's {name}": _sum(value) for name, value in (fields | training).items()}
