@@ -173,11 +173,12 @@ def _require_images(
     ours = (dataset.channels, *dataset.size)
     if theirs != ours:
         shown = ["x".join(map(str, shape)) for shape in (theirs, ours)]
+        one = "a teacher" if argument == "teacher" else "one"
         raise UserError(
             argument,
             f"it was made for images of {shown[0]} (channels, height, width), the data "
             f"{dataset.name} has {shown[1]}",
-            f"use {'a teacher' if argument == 'teacher' else 'one'} that was trained on such images",
+            f"use {one} that was trained on such images",
         )
 
 
