@@ -186,7 +186,9 @@ def distill(
 
     Rows hold the teacher, the untrained conversion calibrated for each T, and the student at
     T = 1 ... steps from one run; without `controls` the student alone. With `joint` the teacher's
-    row is that of the given one; `accuracy_teacher` in the last row is what it became.
+    row is that of the given one; `accuracy_teacher` in the last row is what it became. A student
+    of another architecture begins as an ANN, a run in `out`/ann (`Recipe.ann`): the conversions are
+    its own, the price is that of both, and `accuracy_ann` in the last row is how it answers.
 
     Raises:
         UserError: if teacher and data have different classes, or anything in the recipe is wrong.
