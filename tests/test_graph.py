@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,15 @@ SPELLINGS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "torch.relu_": lambda m, x: torch.relu_(x),
     "x.relu()": lambda m, x: x.relu(),
     "x.relu_()": lambda m, x: x.relu_(),
+    "x.clamp(min=0)": lambda m, x: x.clamp(min=0),
+    "x.clamp(0)": lambda m, x: x.clamp(0),
+    "x.clamp_(min=0.0)": lambda m, x: x.clamp_(min=0.0),
+    "clamp_ discarded": lambda m, x: (x.clamp_(min=0), x)[1],
+    "x.clamp_min(0)": lambda m, x: x.clamp_min(0),
+    "torch.clamp": lambda m, x: torch.clamp(x, min=0),
+    "torch.clamp by keyword": lambda m, x: torch.clamp(input=x, min=0, max=None),
+    "torch.clamp_min": lambda m, x: torch.clamp_min(x, 0),
+    "torch.clip to 6": lambda m, x: torch.clip(2 * x, 0, 6),
     "discarded": discarded,
     "discarded function": discarded_function,
     "skip around one in place": around,
@@ -81,6 +91,14 @@ def test_every_spelling_of_an_activation(name: str) -> None:
     torch.testing.assert_close(net(x), model(x))
     spiking = convert(model, IF())
     assert len([n for n in spiking.graph.nodes if isinstance(resolve_module(spiking, n), IF)]) == 1
+
+
+@pytest.mark.parametrize("bounds", [(-1, None), (None, 0), (0, 1), (1, None)])
+def test_a_clamp_of_other_bounds_is_no_activation(bounds: tuple[Any, Any]) -> None:
+    model = Spelt(lambda m, x: m.act(x).clamp(*bounds))
+    assert len([m for m in capture(model).modules() if isinstance(m, nn.ReLU)]) == 1
+    with pytest.raises(UserError, match=r"clamp\(\)"):
+        convert(model, IF())
 
 
 def resolve_module(net: nn.Module, node: object) -> nn.Module | None:

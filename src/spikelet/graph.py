@@ -33,6 +33,13 @@ RELU_FUNCTIONS: dict[Any, type[nn.Module]] = {
     "relu": nn.ReLU,
     "relu_": nn.ReLU,
 }
+RELUS_IN_PLACE = (F.relu_, torch.relu_, "relu_")
+CLAMPED_IN_PLACE = (torch.clamp_, torch.clamp_min_, torch.clip_, "clamp_", "clamp_min_", "clip_")
+CLAMPS = (
+    *(torch.clamp, torch.clamp_min, torch.clip, "clamp", "clamp_min", "clip"),
+    *CLAMPED_IN_PLACE,
+)
+CLAMPED: dict[Any, type[nn.Module]] = {None: nn.ReLU, 6: nn.ReLU6}  # from 0 to this
 IN_PLACE = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -151,8 +158,16 @@ def _activation_kind(node: fx.Node, modules: dict[str, nn.Module]) -> type[nn.Mo
         module = modules[str(node.target)]
         return next((kind for kind in ACTIVATIONS if type(module) is kind), None)
     if node.op in ("call_function", "call_method"):
-        return RELU_FUNCTIONS.get(node.target)
+        return _clamp_kind(node) if node.target in CLAMPS else RELU_FUNCTIONS.get(node.target)
     return None
+
+
+def _clamp_kind(node: fx.Node) -> type[nn.Module] | None:
+    """The ReLU that a clamp is; None of any other bounds."""
+    given = dict(zip(("min", "max"), node.args[1:], strict=False)) | node.kwargs
+    low, high = given.get("min"), given.get("max")
+    known = all(bound is None or isinstance(bound, int | float) for bound in (low, high))
+    return CLAMPED.get(high) if known and low == 0 and low is not None else None
 
 
 def _scope(node: fx.Node) -> str:
@@ -163,7 +178,7 @@ def _in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
     given = node.kwargs.get("inplace", node.args[1] if len(node.args) > 1 else False)
-    return bool(given) or node.target in (F.relu_, torch.relu_, "relu_")
+    return bool(given) or node.target in (*RELUS_IN_PLACE, *CLAMPED_IN_PLACE)
 
 
 def _later_uses_see(node: fx.Node) -> None:
