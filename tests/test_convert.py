@@ -167,7 +167,7 @@ def test_a_final_softmax_is_left_out() -> None:
 
 def test_many_obstacles_are_not_all_listed() -> None:
     gelus = [module for _ in range(12) for module in (nn.Linear(4, 4), nn.GELU())]
-    with pytest.raises(UserError, match=r"12 places cannot .* and 4 more; or let") as caught:
+    with pytest.raises(UserError, match=r"12 places cannot .* and 4 more; or give") as caught:
         convert(nn.Sequential(*gelus, nn.ReLU()))
     assert str(caught.value).count("retrain the ANN") == 8
 
