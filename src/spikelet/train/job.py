@@ -155,20 +155,20 @@ def _own_ann(
     Of one that was trained before, which is copied, the row tells the accuracy alone: it cost
     nothing here.
     """
-    first = place_within(place)
-    if isinstance(recipe.ann, dict) and place.writes and not (first.out / RESULTS_FILE).exists():
-        copy_run(Path(recipe.ann["run"]), first.out)
+    within = place_within(place)
+    if isinstance(recipe.ann, dict) and place.writes and not (within.out / RESULTS_FILE).exists():
+        copy_run(Path(recipe.ann["run"]), within.out)
     meet()  # the first process may have copied it
-    done = finished(first)
+    done = finished(within)
     if done is None:
         mine = ann_recipe(recipe, teacher)
         if place.writes:
             place.tell("first the ANN that the student begins as (--start scratch leaves it out)")
-        done = _ann(mine, first, dataset, teacher)
+        done = _ann(mine, within, dataset, teacher)
     meet()  # another process may have written it
-    row = done["rows"][0]
-    told = row if isinstance(recipe.ann, Training) else {"accuracy": row["accuracy"]}
-    return load(first.out).net, told
+    own = done["rows"][0]
+    told = own if isinstance(recipe.ann, Training) else {"accuracy": own["accuracy"]}
+    return load(within.out).net, told
 
 
 def distill(
@@ -204,8 +204,8 @@ def distill(
     taught = placed(copy.deepcopy(teacher.net) if recipe.joint else teacher.net, place.device)
     if isinstance(recipe.ann, dict) and not (place_within(place).out / RESULTS_FILE).exists():
         require_ann(load(recipe.ann["run"]), recipe, dataset)
-    first = images if recipe.ann is None else images[:2]  # to see that it can be made and bound
-    student, description = make_student(recipe, dataset, teacher, first)
+    few = images if recipe.ann is None else images[:2]  # to see that it can be made and bound
+    student, description = make_student(recipe, dataset, teacher, few)
     placed(student, place.device)
     shown = paired(teacher, dataset, place.device)
     distiller = bind(recipe, dataset, student, taught, images, shown)
