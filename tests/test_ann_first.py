@@ -95,7 +95,7 @@ def test_the_student_begins_as_the_conversion_of_its_own_ann(
     assert by_method(rows, "logits")[2]["accuracy"] == there
     own = accuracy(ann.net, evaluation(dataset.test, dataset, CPU))
     assert by_method(rows, "logits")[2]["accuracy_ann"] == own
-    assert own > 0.5 > 2 / len(dataset.classes)  # it has learnt something
+    assert own > 0.5  # it has learnt something
 
 
 def test_its_price_is_that_of_both_trainings(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikelet.examine.subject import Seen, Subject
 from spikelet.examine.table import Tell
@@ -37,7 +37,9 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
     """
     total = len(subject.networks) + 1
     tell(0, total, "the untrained conversion")
-    rows = _controls(subject)
+    ann = None if subject.loaded.kind == ANN else begun_as(subject.loaded)
+    source = None if ann is None else ann.net.to(subject.device)
+    rows = _controls(subject, source)
     labels = subject.dataset.test.labels
     answers: dict[str, Answers] = {}
     for done, seen in enumerate(subject.networks, 1):
@@ -50,20 +52,18 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
     for seen in subject.networks:  # T steps are a whole recording, or no prefix of longer runs
         if subject.dataset.frames is not None or late(seen.net):
             found[seen.name].pop("early_exit", None)
-    rows = [{**each, "split": subject.split} for each in [*rows, *_own(subject, found)]]
+    rows = [{**each, "split": subject.split} for each in [*rows, *_own(subject, found, source)]]
     return {"rows": rows, "networks": found, "n": len(labels), "knee_within": WITHIN}
 
 
-def _controls(subject: Subject) -> list[dict[str, Any]]:
+def _controls(subject: Subject, source: nn.Module | None) -> list[dict[str, Any]]:
     """Rows of the teacher and of its conversion calibrated for each T; none for an ANN's run."""
     recipe = subject.loaded.recipe
     if subject.loaded.kind == ANN:
         return []
     images = calibration(subject.dataset, recipe.calibrate, recipe.seed, subject.device)
     given, note = teacher(subject.loaded), LEARNED if learning(recipe) else None
-    source = begun_as(subject.loaded)
-    net = None if source is None else source.net
-    return control_rows(recipe, subject.dataset, given, _asked(subject), images, note, net)
+    return control_rows(recipe, subject.dataset, given, _asked(subject), images, note, source)
 
 
 def _asked(subject: Subject) -> list[int]:
@@ -71,7 +71,9 @@ def _asked(subject: Subject) -> list[int]:
     return list(subject.over) or list(range(1, subject.steps + 1))
 
 
-def _own(subject: Subject, found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _own(
+    subject: Subject, found: Mapping[str, Mapping[str, Any]], source: nn.Module | None
+) -> list[dict[str, Any]]:
     """The rows of the run's own network; an untrained conversion has its rows already."""
     recipe, seen = subject.loaded.recipe, subject.student
     points = found[seen.name]["by_steps"]
@@ -81,10 +83,9 @@ def _own(subject: Subject, found: Mapping[str, Mapping[str, Any]]) -> list[dict[
         return []
     known = {"kind": kind(recipe)}
     rows = [row(recipe.method, p["steps"], p["accuracy"], recipe.seed, **known) for p in points]
-    ann = begun_as(subject.loaded)
-    if ann is not None:
+    if source is not None:
         batches = evaluation(subject.dataset.test, subject.dataset, subject.device)
-        rows[-1]["accuracy_ann"] = accuracy(ann.net.to(subject.device), batches)
+        rows[-1]["accuracy_ann"] = accuracy(source, batches)
     return rows
 
 

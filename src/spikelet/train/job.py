@@ -147,6 +147,12 @@ def _costs(
     return costs(distiller, net, batches, recipe.training, seconds)
 
 
+def _given_ann(recipe: Recipe, place: Place) -> Path | None:
+    """The run of a trained ANN that a recipe names, as long as it is not copied yet."""
+    copied = (place_within(place).out / RESULTS_FILE).exists()
+    return Path(recipe.ann["run"]) if isinstance(recipe.ann, dict) and not copied else None
+
+
 def _own_ann(
     recipe: Recipe, place: Place, dataset: Dataset, teacher: Loaded
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -155,9 +161,9 @@ def _own_ann(
     Of one that was trained before, which is copied, the row tells the accuracy alone: it cost
     nothing here.
     """
-    within = place_within(place)
-    if isinstance(recipe.ann, dict) and place.writes and not (within.out / RESULTS_FILE).exists():
-        copy_run(Path(recipe.ann["run"]), within.out)
+    within, given = place_within(place), _given_ann(recipe, place)
+    if given is not None and place.writes:
+        copy_run(given, within.out)
     meet()  # the first process may have copied it
     done = finished(within)
     if done is None:
@@ -202,8 +208,9 @@ def distill(
     torch.manual_seed(recipe.seed)
     images = calibration(dataset, recipe.calibrate, recipe.seed, place.device)
     taught = placed(copy.deepcopy(teacher.net) if recipe.joint else teacher.net, place.device)
-    if isinstance(recipe.ann, dict) and not (place_within(place).out / RESULTS_FILE).exists():
-        require_ann(load(recipe.ann["run"]), recipe, dataset)
+    given = _given_ann(recipe, place)
+    if given is not None:
+        require_ann(load(given), recipe, dataset)
     few = images if recipe.ann is None else images[:2]  # to see that it can be made and bound
     student, description = make_student(recipe, dataset, teacher, few)
     placed(student, place.device)
