@@ -132,7 +132,12 @@ def test_a_teacher_that_cannot_be_converted_has_no_convert(tmp_path: Path) -> No
     spec = {"run": str(run)}
     with pytest.raises(UserError, match=r"no student can be made of it: 2 places.*with --model"):
         go(tiny(spec, ("logits",)), tmp_path / "no")
+    with pytest.raises(UserError, match=r"--model.*no student can be made of it: 2 places"):
+        go(tiny(spec, ("logits",), model={"kind": "test_compare:curved"}), tmp_path / "no")
     own = {"kind": "small-cnn", "width": 4}
+    with pytest.raises(UserError, match=r"--methods hybrid: hybrid.on.*no stage of the student"):
+        go(tiny(spec, ("hybrid",), model=own), tmp_path / "no")
+    assert not (tmp_path / "no").exists()
     found = go(tiny(spec, ("logits",), model=own), tmp_path / "out")
     told = {row["method"] for row in found["rows"]}
     assert told == {"teacher", "convert", "none", "qann", "logits"} and not found["failed"]
@@ -783,7 +788,7 @@ def test_failing_cell_leaves_the_others(
     out = tmp_path / "out"
     words = ["compare", "--data", DATA["kind"], "--teacher", teacher["run"], "--epochs", "1"]
     words += ["--methods", "test_compare:Broken", "test_compare:Pull", "hybrid", "--steps", "2"]
-    words += ["--seeds", "1", "--calibrate", "16", "--terms.hybrid.on", "nowhere"]
+    words += ["--seeds", "1", "--calibrate", "16", "--terms.hybrid.branch-weights", "[1,2,3,4,5]"]
     words += ["--execute.fuse", "False"]
     assert main([*words, "--batch", "40", "--out", str(out), "--json"]) == 1
     printed, err = capfd.readouterr()

@@ -321,7 +321,7 @@ def test_any_place_may_be_none() -> None:
     loss, parts = whole(images("stages"), LABELS)
     assert parts["feature"] == 0 and torch.equal(loss, parts["ce"])
     loss.backward()
-    with pytest.raises(UserError, match=r"it means no place.*as logits"):
+    with pytest.raises(UserError, match=r"no stage of the student matches.*as logits"):
         bound("all")
     every, some = distiller(Feature(on="all")), distiller(Feature(on="any"))
     assert every.own["feature"].pairs == some.own["feature"].pairs

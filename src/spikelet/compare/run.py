@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from spikelet.compare.crew import Crew
+from spikelet.compare.fitting import require_buildable, require_students
 from spikelet.compare.grid import GRID_FILE, Cell, Grid, claimed, require_room
 from spikelet.compare.notes import notes
 from spikelet.compare.progress import Board
@@ -24,14 +24,8 @@ from spikelet.compare.write import commits, findings, write, write_tables
 from spikelet.errors import UserError
 from spikelet.folder import alone_in, storing, sweep
 from spikelet.obstacles import reason
-from spikelet.rate import refuse_biased
-from spikelet.recipe import EXECUTES, NEURONS, Spec, build
-from spikelet.terms.suited import require_suited
+from spikelet.recipe import Spec
 from spikelet.train import Interrupted, load, read_recipe
-from spikelet.train.prepare import build_terms
-from spikelet.train.running import encoding
-
-UNKNOWN = (0.0,), (1.0,)  # mean and deviation of images, before there are any
 
 
 def compare(
@@ -72,6 +66,7 @@ def compare(
     budget = Budget(None if budget_minutes is None else 60 * budget_minutes)
     console = Console(stderr=True) if console is None else console
     require_buildable(grid)
+    require_students(grid)
     require_room(out)
     workers = (
         Alone(places[0]) if jobs == 1 else Crew([places[i % len(places)] for i in range(jobs)])
@@ -90,23 +85,6 @@ def compare(
             raise Interrupted(resume_line(out), stop.code) from stop
         finally:
             workers.close()
-
-
-def require_buildable(grid: Grid) -> None:
-    """Raise for a method whose recipe cannot be carried out at some T, before anything trains."""
-    for method, steps in itertools.product(grid.methods, grid.steps):
-        recipe = grid.recipe(Cell(method, steps, 0), grid.teacher)
-        try:
-            execute = build("execute", recipe.execute, EXECUTES)
-            neuron = build("neuron", recipe.neuron, NEURONS)
-            if recipe.execute["kind"] == "rate":
-                refuse_biased(neuron)
-            encode = encoding(recipe, *UNKNOWN, steps)
-            require_suited(build_terms(recipe), execute, getattr(encode, "lengths", [steps]))
-        except UserError as error:
-            at = f" at T = {steps}" if len(grid.steps) > 1 else ""
-            where = f"--methods {method}{at}: {error.argument}"
-            raise UserError(where, error.message, error.fix) from error
 
 
 def resume_line(out: Path) -> str:
@@ -134,9 +112,6 @@ class _Session:
 
     def run(self) -> dict[str, Any]:
         """Teacher, tuning, cells, then the page."""
-        if self.unconverted is not None and self.grid.model is None:
-            what = f"no student can be made of it: {self.unconverted}"
-            raise UserError("--teacher", what, "name another architecture with --model")
         self.choose()
         taught, tries = self.teacher_jobs(), self.tuning_jobs()
         every = [*taught, *tries, *self.cells]

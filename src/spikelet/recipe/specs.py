@@ -203,6 +203,9 @@ def _sentence(where: str, hint: Any, value: Any, error: Mapping[str, Any]) -> Us
     if typing.get_origin(hint) is Literal:
         return unknown(where, str(value), map(str, typing.get_args(hint)))
     place = _dotted(where, *map(str, error["loc"]))
+    if error["type"] in ("tuple_type", "list_type"):
+        what = "expected several values in brackets"
+        return UserError(f"{place} = {error['input']!r}", what, "write it like [1, 2]")
     message = str(error["msg"]).removeprefix("Input should be ").rstrip(".")
     message = message.partition(", unable to parse")[0].replace("valid integer", "whole number")
     return UserError(f"{place} = {error['input']!r}", f"expected {message}", "change its value")

@@ -143,16 +143,21 @@ def select(argument: str, on: str | Sequence[str], pairs: Pairs) -> tuple[Pair, 
         if chosen is None:
             return select(argument, [on], pairs)
         if not chosen and on != ANY:
-            places = ", ".join(s for s, _ in pairs) or "none"
-            raise UserError(
-                f"{argument} = {on!r}",
-                f"it means no place; the matching places are: {places}",
-                f"name one with --terms.{argument}, or choose a method without features, as logits",
-            )
+            raise UserError(f"{argument} = {on!r}", *_no_place(argument, pairs))
         return tuple(chosen)
     same = dict(pairs)
     split = [place.partition("=") for place in on]
     return tuple((s, t or same.get(s, s)) for s, _, t in split)
+
+
+def _no_place(argument: str, pairs: Pairs) -> tuple[str, str]:
+    """Why "last", "all" or "inner" means no place, and what to do."""
+    flag, other = f"--terms.{argument}", "choose a method without features, as logits"
+    if pairs:  # then "inner" was asked for
+        what = f"it means all matching places but the last, and there is one alone, {pairs[0][0]}"
+        return what, f"give {flag} all, or {other}"
+    what = "no stage of the student matches one of the teacher's"
+    return what, f"name places by {flag}, `student=teacher`, or {other}"
 
 
 def full(x: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def unconverted(model: nn.Module, place: Place) -> None:
     """Says so before an ANN is trained of which no student can be made."""
     why = reason(model) if place.writes else None
     if why is not None:
-        place.tell(f"it can teach, but no spiking student can be made of it: {why}")
+        place.tell(f"it can teach students of other architectures (--model), not its own: {why}")
 
 
 def unmatched(distiller: Distiller, place: Place) -> None:
