@@ -220,7 +220,7 @@ def test_a_teacher_that_cannot_be_traced() -> None:
         torch.testing.assert_close(parts[name], same[name], rtol=1e-6, atol=1e-9)
     with pytest.raises(UserError, match=r"cannot trace it.*logits"):
         distiller({"hybrid": Hybrid(on=["layer2=net.layer2"])}, teacher=model)
-    with pytest.raises(UserError, match="name one"):
+    with pytest.raises(UserError, match="name places"):
         distiller({"relation": Relation()}, teacher=model)
     assert not any(m._forward_hooks for m in whole.teacher.modules())
 

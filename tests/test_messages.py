@@ -258,6 +258,17 @@ def bound(**changed: object) -> spikelet.Distiller:
     return spikelet.Distiller(**{**parts, "encode": spikelet.Direct(2), **changed})  # type: ignore[arg-type]
 
 
+def plain_ann() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+
+
+def frozen() -> spikelet.Distiller:
+    """A student whose weights ask for no gradient, as a teacher's do that was frozen first."""
+    whole = bound()
+    whole.student.requires_grad_(False)
+    return whole
+
+
 TYPES: dict[str, tuple[Callable[[], object], str]] = {
     "steps of an encoder": (lambda: spikelet.Direct("4"), "`steps = '4'`: expected a whole"),
     "half a step": (lambda: spikelet.Mixed(2.5), "`steps = 2.5`: expected a whole"),
@@ -303,6 +314,26 @@ TYPES: dict[str, tuple[Callable[[], object], str]] = {
     "a term's value": (
         lambda: bound(terms={"own": Unreduced()})(torch.rand(4, 1, 8, 8), torch.zeros(4).long()),
         r"`terms\['own'\]`: expected a loss that is a scalar tensor, got \[4, 3\]",
+    ),
+    "a model in half precision": (
+        lambda: spikelet.convert(plain_ann().half(), calibrate=torch.rand(4, 2)),
+        "`model`: its weights are float16, too coarse",
+    ),
+    "calibration images of another precision": (
+        lambda: spikelet.convert(plain_ann().double(), calibrate=torch.rand(4, 2)),
+        "`calibrate`: expected float64, as the model's weights are, got float32",
+    ),
+    "a teacher in half precision": (
+        lambda: bound(teacher=plain_ann().half()),
+        "`teacher`: expected float32, as the student's weights are, got float16",
+    ),
+    "images of another precision": (
+        lambda: bound()(torch.rand(4, 1, 8, 8).double(), torch.zeros(4).long()),
+        "`images`: expected float32, as the student's weights are, got float64",
+    ),
+    "a frozen student": (
+        lambda: frozen()(torch.rand(4, 1, 8, 8), torch.zeros(4).long()),
+        "`student`: none of its parameters asks for a gradient",
     ),
 }
 

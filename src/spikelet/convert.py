@@ -20,7 +20,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from spikelet.dual import fold, unfold
 from spikelet.encode import repeat, still
 from spikelet.errors import UserError
-from spikelet.given import require_batch_axes, require_finite
+from spikelet.given import (
+    dtype_of,
+    require_batch_axes,
+    require_finite,
+    require_precise,
+    require_same,
+)
 from spikelet.graph import (
     ACTIVATIONS,
     MAX_POOL_FUNCTIONS,
@@ -77,7 +83,9 @@ def convert(
         raise UserError(f"steps = {steps!r}", "expected a whole number of at least 1", "raise it")
     net = capture(model)
     if calibrate is not None:
+        require_precise("model", model)
         require_batch_axes("calibrate", calibrate, batch_axes(net))
+        require_same("calibrate", calibrate.dtype, dtype_of(model), "model")
         require_finite("calibrate", calibrate)
     found = obstacles(net)
     if found:

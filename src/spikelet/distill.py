@@ -16,7 +16,14 @@ from spikelet.cuts import after, stages
 from spikelet.encode import Direct, fitted, slid, still
 from spikelet.errors import UserError
 from spikelet.execute import Execute, ann, rate
-from spikelet.given import require_batch_axes, require_images, require_labels
+from spikelet.given import (
+    dtype_of,
+    require_batch_axes,
+    require_images,
+    require_labels,
+    require_same,
+    require_trainable,
+)
 from spikelet.graph import capture
 from spikelet.neuron import Neuron
 from spikelet.processes import gathered, processes, rank
@@ -232,6 +239,8 @@ class Distiller(nn.Module):
         """
         require_images("images", images, self._like)
         require_labels(labels, images, self._classes)
+        if not torch.is_autocast_enabled(images.device.type):
+            require_same("images", images.dtype, dtype_of(self.student), "student")
         x = self._encoded(images, generator)
         if shown is None and self.paired is not None:
             shown = self._shown(labels, _own(generator))
@@ -248,6 +257,8 @@ class Distiller(nn.Module):
         if self.joint is not None and teacher is not None:
             own = F.cross_entropy(teacher.mean_logits.float(), labels)
             loss, parts["teacher"] = loss + own, own.detach()
+        if self.training and torch.is_grad_enabled():
+            require_trainable(loss)
         return loss, parts
 
     def _value(self, name: str, term: Term, step: Step) -> Tensor:
@@ -280,6 +291,8 @@ def _require_parts(student: Any, teacher: Any, terms: Any, execute: Any, encode:
     if teacher is not None and _spiking(teacher) and not _spiking(student) and execute is not ann:
         what = "it has no neurons, and the teacher has"
         raise UserError("student", what, "give convert(...) as student and the ANN as teacher")
+    if teacher is not None:
+        require_same("teacher", dtype_of(teacher), dtype_of(student), "student")
 
 
 def _spiking(net: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikelet.encode import FRAMES
 from spikelet.errors import UserError
@@ -68,6 +68,42 @@ def require_finite(argument: str, images: Tensor) -> None:
     """Raises for images that hold values that are no numbers."""
     if not bool(torch.isfinite(images).all()):
         raise UserError(argument, "it holds values that are not finite", "mend the images")
+
+
+def dtype_of(net: nn.Module) -> torch.dtype | None:
+    """The type of a network's first floating-point parameter; None where it has none."""
+    kinds = (p.dtype for p in net.parameters() if p.is_floating_point())
+    return next(kinds, None)
+
+
+def require_precise(argument: str, net: nn.Module) -> None:
+    """Raises for weights in half precision, in which thresholds cannot be calibrated."""
+    kind = dtype_of(net)
+    if kind is not None and kind.itemsize < 4:
+        what = f"its weights are {_short(kind)}, too coarse to calibrate thresholds with"
+        fix = f"give {argument}.float(); training may be in bf16 all the same"
+        raise UserError(argument, what, fix)
+
+
+def require_same(
+    argument: str, kind: torch.dtype | None, like: torch.dtype | None, whose: str
+) -> None:
+    """Raises where images or weights are of another type than `whose` weights."""
+    if None not in (kind, like) and kind != like:
+        what = f"expected {_short(like)}, as the {whose}'s weights are, got {_short(kind)}"
+        raise UserError(argument, what, f"give {argument}.to(torch.{_short(like)})")
+
+
+def require_trainable(loss: Tensor) -> None:
+    """Raises for a loss of which nothing can learn, as no weight asks for a gradient."""
+    if not loss.requires_grad:
+        what = "none of its parameters asks for a gradient, so that nothing can be trained"
+        fix = "call student.requires_grad_(True), or convert a teacher before you freeze it"
+        raise UserError("student", what, fix)
+
+
+def _short(kind: torch.dtype | None) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def require_batch(batch: Any) -> None:

@@ -45,9 +45,10 @@ def require_students(grid: Grid) -> None:
     Students of what is not read yet, a teacher of other data or one that is no run, are left to
     their cells.
     """
-    if "run" not in (grid.teacher or {}):
+    spec = grid.teacher or {}
+    if "run" not in spec:
         return
-    teacher = load(grid.teacher["run"])
+    teacher = load(spec["run"])
     if teacher.kind != ANN:
         return
     own = teacher.net

@@ -35,7 +35,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
             undecayed = parameter.ndim <= 1 or name.endswith(UNDECAYED)
             (free if undecayed else decayed).append(parameter)
     if not decayed and not free:
-        raise UserError("distiller", "it has no parameter to train", "unfreeze some")
+        raise UserError("distiller", "it has no parameter to train", "call requires_grad_(True)")
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": free, "weight_decay": 0.0},
