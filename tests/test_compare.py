@@ -270,6 +270,19 @@ def test_what_a_variant_sets_goes_before_the_grid() -> None:
     assert not [note for note in notes(grid) if note.startswith("logits has")]
 
 
+def test_what_distill_would_choose_by_itself_is_told() -> None:
+    """A grid trains all methods alike; where the defaults of `distill` differ, it says so."""
+    strong = "fading[feature.weight=10,feature.fade=4]"
+    grid = Grid({"kind": "digits"}, ("logits", "fading", strong), steps=(1, 2, 4))
+    ways, features = notes(grid)
+    assert "execute.kind=bptt at T = 2 and 4" in ways and ways.endswith("--execute.kind bptt.")
+    assert (
+        "for fading at T = 4" in features and "fading[feature.fade=4,feature.weight=10]" in features
+    )
+    told = Grid({"kind": "digits"}, ("logits",), steps=(2, 4), overrides={"execute.kind": "bptt"})
+    assert notes(told) == notes(Grid({"kind": "digits"}, ("logits",), steps=(1,))) == []
+
+
 def test_methods_are_joined_and_taken_from_elsewhere() -> None:
     joined = recipe_of("logits+affine", DATA)
     assert joined.terms.keys() == {"ce", "logits", "affine"}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
-from spikelet.compare.grid import Cell, Grid
+from spikelet.compare.grid import CONTROLS, Cell, Grid, settings_of
+from spikelet.compare.overrides import differences
+from spikelet.recipe import completed
 
 
 def notes(grid: Grid) -> list[str]:
-    """Sentences about settings that a method of the grid does not take, and a learning teacher."""
-    return [*_kept_neurons(grid), *_other_trainings(grid), *_learning_teacher(grid)]
+    """Sentences about settings that differ, between methods or from `distill`'s own defaults."""
+    about = (_kept_neurons, _other_trainings, _learning_teacher, _unlike_distill)
+    return [note for part in about for note in part(grid)]
 
 
 def _kept_neurons(grid: Grid) -> Iterator[str]:
@@ -45,3 +51,35 @@ def _learning_teacher(grid: Grid) -> Iterator[str]:
             "The teacher's row is that of the given teacher, before joint training: each method "
             "trains a copy of its own along on the labels (joint)."
         )
+
+
+def _unlike_distill(grid: Grid) -> Iterator[str]:
+    """`distill` chooses some defaults by T and method; in a grid all are trained alike."""
+    trained = [m for m in grid.methods if m not in CONTROLS or m == "none"]
+    leaves: dict[tuple[str, Any], dict[str, list[int]]] = {}
+    for method, steps in itertools.product(trained, grid.steps):
+        for leaf in _left_to_distill(grid, method, steps):
+            leaves.setdefault(leaf, {}).setdefault(method, []).append(steps)
+    said: dict[tuple[str, str], list[str]] = {}
+    for (path, value), where in leaves.items():
+        method, steps = next(iter(where.items()))  # one that is there for all begins with none
+        told = f"{value:g}" if isinstance(value, float) else str(value)
+        at = " and ".join(map(str, sorted(steps)))
+        said.setdefault((method, at), []).append(f"{path.removeprefix('terms.')}={told}")
+    for (method, at), settings in said.items():
+        own, way = f" for {method}", f"{method}[{','.join(settings)}]"
+        if method == "none":
+            own, way = "", " ".join(f"--{setting.replace('=', ' ')}" for setting in settings)
+        yield (
+            f"`distill` sets {', '.join(settings)}{own} at T = {at} by itself; a grid trains all "
+            f"its methods alike, unless told otherwise: {way}."
+        )
+
+
+def _left_to_distill(grid: Grid, method: str, steps: int) -> Iterator[tuple[str, Any]]:
+    """The leaves, and their values, that `distill` would set where the grid does not."""
+    recipe = grid.recipe(Cell(method, steps, 0))
+    chosen = {*grid.overrides, *settings_of(method, recipe)}
+    mine, other = (dataclasses.asdict(each) for each in (recipe, completed(recipe, chosen)))
+    for path, _, value in differences(mine, other):
+        yield path, value
