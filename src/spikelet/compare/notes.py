@@ -62,16 +62,16 @@ def _unlike_distill(grid: Grid) -> Iterator[str]:
             leaves.setdefault(leaf, {}).setdefault(method, []).append(steps)
     said: dict[tuple[str, str], list[str]] = {}
     for (path, value), where in leaves.items():
-        method, steps = next(iter(where.items()))  # one that is there for all begins with none
+        method, at = next(iter(where.items()))  # one that is there for all begins with none
         told = f"{value:g}" if isinstance(value, float) else str(value)
-        at = " and ".join(map(str, sorted(steps)))
-        said.setdefault((method, at), []).append(f"{path.removeprefix('terms.')}={told}")
-    for (method, at), settings in said.items():
+        every = " and ".join(map(str, sorted(at)))
+        said.setdefault((method, every), []).append(f"{path.removeprefix('terms.')}={told}")
+    for (method, every), settings in said.items():
         own, way = f" for {method}", f"{method}[{','.join(settings)}]"
         if method == "none":
             own, way = "", " ".join(f"--{setting.replace('=', ' ')}" for setting in settings)
         yield (
-            f"`distill` sets {', '.join(settings)}{own} at T = {at} by itself; a grid trains all "
+            f"`distill` sets {', '.join(settings)}{own} at T = {every} by itself; a grid trains all "
             f"its methods alike, unless told otherwise: {way}."
         )
 
