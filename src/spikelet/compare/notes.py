@@ -60,19 +60,20 @@ def _unlike_distill(grid: Grid) -> Iterator[str]:
     for method, steps in itertools.product(trained, grid.steps):
         for leaf in _left_to_distill(grid, method, steps):
             leaves.setdefault(leaf, {}).setdefault(method, []).append(steps)
-    said: dict[tuple[str, str], list[str]] = {}
+    said: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for (path, value), where in leaves.items():
-        method, at = next(iter(where.items()))  # one that is there for all begins with none
+        method, found = next(iter(where.items()))  # one that is there for all begins with none
         told = f"{value:g}" if isinstance(value, float) else str(value)
-        every = " and ".join(map(str, sorted(at)))
-        said.setdefault((method, every), []).append(f"{path.removeprefix('terms.')}={told}")
-    for (method, every), settings in said.items():
-        own, way = f" for {method}", f"{method}[{','.join(settings)}]"
+        at = " and ".join(map(str, sorted(found)))
+        said.setdefault((method, at), []).append((path, told))
+    for (method, at), settings in said.items():
+        short = ",".join(f"{path.removeprefix('terms.')}={value}" for path, value in settings)
+        own, way = f" for {method}", f"{method}[{short}]"
         if method == "none":
-            own, way = "", " ".join(f"--{setting.replace('=', ' ')}" for setting in settings)
+            own, way = "", " ".join(f"--{path} {value}" for path, value in settings)
         yield (
-            f"`distill` sets {', '.join(settings)}{own} at T = {every} by itself; a grid trains all "
-            f"its methods alike, unless told otherwise: {way}."
+            f"`distill` sets {short}{own} at T = {at} by itself; a grid trains all its methods "
+            f"alike, unless told otherwise: {way}."
         )
 
 
