@@ -27,7 +27,6 @@ EVENTS: tuple[Kind, ...] = ORDER[:3]
 """What spikes, or set bits, make up."""
 
 NORMS = (_BatchNorm, FrozenNorm, Offset)
-AVERAGES_2D = (nn.AvgPool2d, F.avg_pool2d)
 ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d)
 REDUCTIONS: tuple[Any, ...] = (torch.mean, torch.sum, "mean", "sum")
 SUMS: tuple[Any, ...] = (operator.add, operator.sub, torch.add, torch.sub, "add", "sub")
