@@ -120,6 +120,7 @@ WRONG = [
     ({"training": {"batch": 0}}, "batch = 0", "at least 1"),
     ({"training": {"ema": 1.0}}, "ema = 1.0", "between 0 and 1"),
     ({"training": {"clip": 0.0}}, "clip = 0.0", "above 0"),
+    ({"training": {"beta2": 1.0}}, "beta2 = 1.0", "0 or more and below 1"),
     ({"training": 3}, "training", "object"),
 ]
 

@@ -414,7 +414,9 @@ def test_norms_biases_thresholds_and_leaks_are_not_decayed() -> None:
     decayed, free = parameter_groups(module, 0.1)
     assert [id(p) for p in decayed["params"]] == [id(module.convolution.weight)]
     assert (decayed["weight_decay"], free["weight_decay"], len(free["params"])) == (0.1, 0.0, 5)
-    assert isinstance(optimiser(module, Training(optimiser="adamw")), torch.optim.AdamW)
+    adaptive = optimiser(module, Training(optimiser="adamw", momentum=0.8, beta2=0.95))
+    assert isinstance(adaptive, torch.optim.AdamW)
+    assert {group["betas"] for group in adaptive.param_groups} == {(0.8, 0.95)}
     with pytest.raises(UserError, match="no parameter"):
         parameter_groups(nn.ReLU(), 0.1)
 

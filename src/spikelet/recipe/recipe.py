@@ -31,6 +31,9 @@ def _chosen(argument: str, owner: type, name: str, value: str) -> None:
 class Training:
     """How the weights are found. `clip` is the largest gradient norm, `ema` the decay per step.
 
+    `momentum` is SGD's, and AdamW's first beta; `beta2` its second, the share that the mean of
+    squared gradients keeps from step to step (Kingma and Ba, arXiv 1412.6980).
+
     Small data are seen more often than `epochs` times, until `least_steps` steps were taken.
     `graph` replays whole steps from a CUDA graph: on a GPU small networks get several times faster.
     `accumulate` takes a batch in so many parts, one after the other, to save memory: its gradient
@@ -46,6 +49,7 @@ class Training:
     optimiser: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
+    beta2: float = 0.999
     weight_decay: float = 5e-4
     warmup_epochs: float = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -71,9 +75,9 @@ class Training:
         _require(least >= 0, "least_steps", "0 or more", least, "give steps of the optimiser")
         _require(self.batch >= 1, "batch", "at least 1", self.batch, "give the images per step")
         _require(0 < rate < math.inf, "learning_rate", positive, rate, "try 0.1")
-        _require(
-            0 <= self.momentum < 1, "momentum", "0 or more and below 1", self.momentum, "try 0.9"
-        )
+        for name, usual in (("momentum", "try 0.9"), ("beta2", "try 0.99")):
+            share = getattr(self, name)
+            _require(0 <= share < 1, name, "0 or more and below 1", share, usual)
         _require(
             0 <= self.weight_decay < math.inf,
             "weight_decay",

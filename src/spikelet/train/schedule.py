@@ -43,8 +43,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def optimiser(module: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW with the momentum as its first beta."""
+    """SGD with momentum, or AdamW with the momentum as its first beta and `beta2`."""
     groups, rate = parameter_groups(module, training.weight_decay), training.peak
     if training.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=training.momentum)
-    return torch.optim.AdamW(groups, lr=rate, betas=(training.momentum, 0.999))
+    return torch.optim.AdamW(groups, lr=rate, betas=(training.momentum, training.beta2))
