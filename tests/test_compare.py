@@ -29,6 +29,7 @@ pytest.importorskip("sklearn", reason="scikit-learn is not installed: no digits"
 from spikelet.checkpoint import holds_state
 from spikelet.cli import main
 from spikelet.compare import CONTROLS, TUNING_SEED, Cell, Grid, compare, work
+from spikelet.compare.fitting import require_students
 from spikelet.compare.grid import recipe_of, stored_grid
 from spikelet.compare.notes import notes
 from spikelet.compare.table import mean_rows, seed_rows
@@ -40,7 +41,8 @@ from spikelet.errors import UserError
 from spikelet.folder import alone_in
 from spikelet.recipe import DITHER, METHODS, default_recipe
 from spikelet.report import at, grid_page
-from spikelet.terms import Step, Term
+from spikelet.terms import Reads, Step, Term
+from spikelet.terms.term import Pairs
 from spikelet.train import Interrupted, read_json, read_recipe
 from spikelet.train.job import teach
 from spikelet.train.load import load
@@ -77,6 +79,14 @@ class Broken(Term):
 
     def __call__(self, own: nn.Module, step: Step) -> Tensor:
         raise RuntimeError("an own mistake")
+
+
+@dataclass(frozen=True)
+class Lost(Broken):
+    """One that fails where it is asked for its places."""
+
+    def taps(self, pairs: Pairs) -> Reads:
+        raise RuntimeError("a place too many")
 
 
 DATA = {"kind": "test_compare:few"}
@@ -817,6 +827,12 @@ def test_failing_cell_leaves_the_others(
     assert "continue with: spikelet compare --resume" in err
     words = ["compare", "--resume", str(out), "--json", "--quiet"]
     assert main(words) == 1, "failed cells are tried again"
+
+
+def test_a_defect_of_a_term_is_left_to_its_cells(teacher: dict[str, str]) -> None:
+    require_students(Grid(DATA, ("test_compare:Lost",), (2,), 1, teacher))
+    with pytest.raises(UserError, match=r"--methods hybrid.*there are 2 matching places"):
+        require_students(Grid(DATA, ("hybrid[hybrid.on=7]",), (2,), 1, teacher))
 
 
 def test_teacher_that_fails_is_one_sentence(tmp_path: Path) -> None:

@@ -207,3 +207,10 @@ def test_per_step_terms_name_the_way_that_gives_steps(name: str) -> None:
     with pytest.raises(UserError, match="bptt"):
         bound(PER_STEP[name], rate)
     assert isinstance(bound(PER_STEP[name], bptt), nn.Module)
+
+
+def test_all_but_the_last_of_a_single_place_is_none() -> None:
+    """The sentence names the one there is, and how to take it."""
+    with pytest.raises(UserError, match=r"there is one alone, layer1; give --terms.hybrid.on all"):
+        Hybrid().taps((("layer1", "body1"),))
+    assert Hybrid(on="all").taps((("layer1", "body1"),)).student == {"layer1": ("mean",)}
