@@ -15,7 +15,7 @@ from spikelet.obstacles import reason
 from spikelet.rate import refuse_biased
 from spikelet.recipe import EXECUTES, NEURONS, build
 from spikelet.terms.suited import require_suited
-from spikelet.train.load import ANN, Loaded, assemble, load
+from spikelet.train.load import ANN, COMMON, Loaded, assemble, load
 from spikelet.train.prepare import build_terms
 from spikelet.train.running import encoding
 
@@ -53,7 +53,7 @@ def require_students(grid: Grid) -> None:
         return
     own = teacher.net
     if grid.model is not None:
-        own = assemble({**_common(teacher.description), **grid.model})
+        own = assemble({name: teacher.description[name] for name in COMMON} | grid.model)
     why = reason(own)
     if why is not None:
         flag, fix = "--teacher", "name another architecture with --model"
@@ -79,11 +79,6 @@ def _require_places(grid: Grid, own: nn.Module, teacher: Loaded) -> None:
                 raise UserError(where, error.message, error.fix) from error
             except Exception:  # a defect, of a term of one's own say, is told by its cells alone
                 continue
-
-
-def _common(description: dict[str, object]) -> dict[str, object]:
-    """What a student's description has of its teacher's: the data and the seed."""
-    return {name: description[name] for name in ("seed", "classes", "channels", "size")}
 
 
 def _traced(net: nn.Module) -> nn.Module:

@@ -39,6 +39,7 @@ SNN = "student"
 MODEL_FILE = "model.safetensors"
 TEACHER_FILE = "teacher.safetensors"
 ANN_FOLDER = "ann"  # of the run of the ANN that a student of another architecture begins as
+COMMON = ("seed", "classes", "channels", "size")  # of a description: what is no model's own
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,7 @@ def architecture(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def own_architecture(description: Mapping[str, Any]) -> dict[str, Any]:
     """The model spec of a description: what is not of the data or the seed."""
-    common = ("seed", "classes", "channels", "size")
-    return {k: v for k, v in architecture(description).items() if k not in common}
+    return {k: v for k, v in architecture(description).items() if k not in COMMON}
 
 
 def assemble(description: Mapping[str, Any]) -> nn.Module:
