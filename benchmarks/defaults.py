@@ -1,12 +1,14 @@
 """Whether `spikelet distill` without further flags is worth it: against no teacher, and conversion.
 
-    python benchmarks/defaults.py --teacher RUN --out DIR --file FILE [--steps 1 2 4] \\
-        [--seeds 10] [--more --model vgg9 --width 16]
+    python benchmarks/defaults.py --teacher RUN [RUN ...] --out DIR --file FILE \\
+        [--steps 1 2 4] [--seeds 10] [--more --model vgg9 --width 16]
 
 For every T and seed one run with `--teacher RUN --steps T --seed S` and no other flag, for the
-first `--plain` seeds another with `--method none` added. Rows of the untrained conversion come
-with each. A run that fails, or ends below conversion, is listed. Finished cells in DIR are kept.
-What follows `--more` is added to every run: another architecture of the student, for example.
+first `--plain` seeds another with `--method none` added. With several teachers, of one recipe and
+different seeds, all of that under each of them, and the intervals are over teachers, not seeds.
+Rows of the untrained conversion come with each. A run that fails, or ends below conversion, is
+listed. Finished cells in DIR are kept. What follows `--more` is added to every run: another
+architecture of the student, for example.
 """
 
 from __future__ import annotations
@@ -18,69 +20,76 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cells import difference, distilled, in_turn, row_of, write
+from cells import difference, distilled, in_turn, row_of, teacher_settings, write
 
 from spikelet.errors import UserError
 from spikelet.recipe import DEFAULT_METHOD
-from spikelet.train import read_json
 
-Cell = tuple[str, int, int]
+Cell = tuple[str, str, int, int]
 
 
 def accuracy(options: Any, cell: Cell) -> dict[str, Any]:
     """What a cell came to; a failure is a result, too."""
-    method, steps, seed = cell
-    words = ["--teacher", options.teacher, "--steps", steps, "--seed", seed, *options.more]
+    teacher, method, steps, seed = cell
+    words = ["--teacher", teacher, "--steps", steps, "--seed", seed, *options.more]
     if method != DEFAULT_METHOD:
         words += ["--method", method]
+    name = Path(teacher).name
+    folder = Path(options.out) / (name if len(options.teacher) > 1 else "")
+    here = {"teacher": name, "method": method, "steps": steps, "seed": seed}
     try:
-        rows = distilled(Path(options.out) / f"{method}-T{steps}-seed{seed}", words)
+        rows = distilled(folder / f"{method}-T{steps}-seed{seed}", words)
     except UserError as error:
-        return {"method": method, "steps": steps, "seed": seed, "failed": str(error)}
+        return here | {"failed": str(error)}
     mine, plain = row_of(rows, method, steps), row_of(rows, "convert", steps)
-    kept = (
-        "method",
-        "steps",
-        "seed",
-        "accuracy",
-        "seconds",
-        "ann_epochs",
-        "macs",
-        "rate",
-        "accuracy_ann",
-    )
-    return {key: mine.get(key) for key in kept} | {"convert": plain["accuracy"]}
+    kept = ("accuracy", "seconds", "ann_epochs", "macs", "rate", "accuracy_ann")
+    return here | {key: mine.get(key) for key in kept} | {"convert": plain["accuracy"]}
+
+
+def paired(rows: list[dict[str, Any]], above: str, below: str) -> dict[str, float]:
+    """Mean and interval of the differences of two entries: over teachers if there are several."""
+    teachers = sorted({row["teacher"] for row in rows})
+    groups = [[row for row in rows if row["teacher"] == name] for name in teachers]
+    units = groups if len(groups) > 1 else [[row] for row in rows]
+    means = [
+        [statistics.fmean(row[key] for row in unit) for unit in units] for key in (above, below)
+    ]
+    return difference(*means)
 
 
 def summary(found: list[dict[str, Any]], steps: int) -> dict[str, Any]:
-    """The default at one T against conversion and no teacher, paired over seeds."""
+    """The default at one T against conversion and no teacher, paired over teachers or seeds."""
     here = [row for row in found if row["steps"] == steps and "failed" not in row]
-    ours = {row["seed"]: row for row in here if row["method"] == DEFAULT_METHOD}
-    plain = {row["seed"]: row for row in here if row["method"] == "none"}
-    scores = [row["accuracy"] for row in ours.values()]
-    converted = [row["convert"] for row in ours.values()]
-    both = sorted(ours.keys() & plain.keys())
-    below = [seed for seed, row in ours.items() if row["accuracy"] < row["convert"]]
+    plain = {(r["teacher"], r["seed"]): r["accuracy"] for r in here if r["method"] == "none"}
+    ours = [row for row in here if row["method"] == DEFAULT_METHOD]
+    both = [
+        row | {"none": plain[row["teacher"], row["seed"]]}
+        for row in ours
+        if (row["teacher"], row["seed"]) in plain
+    ]
+    scores = [row["accuracy"] for row in ours]
     return {
         "steps": steps,
         "n": len(scores),
+        "teachers": len({row["teacher"] for row in ours}),
         "mean": statistics.fmean(scores),
         "std": statistics.stdev(scores) if len(scores) > 1 else None,
         "worst": min(scores),
-        "convert": statistics.fmean(converted),
-        "none": statistics.fmean(row["accuracy"] for row in plain.values()),
-        "minus_convert": difference(scores, converted),
-        "minus_none": difference(
-            [ours[seed]["accuracy"] for seed in both], [plain[seed]["accuracy"] for seed in both]
-        ),
-        "seeds_below_convert": below,
+        "convert": statistics.fmean(row["convert"] for row in ours),
+        "none": statistics.fmean(plain.values()),
+        "minus_convert": paired(ours, "accuracy", "convert"),
+        "minus_none": paired(both, "accuracy", "none"),
+        "below_convert": [
+            [row["teacher"], row["seed"]] for row in ours if row["accuracy"] < row["convert"]
+        ],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    for name in ("--teacher", "--out", "--file"):
+    add("--teacher", nargs="+", required=True)
+    for name in ("--out", "--file"):
         add(name, required=True)
     add("--steps", type=int, nargs="+", default=[1, 2, 4])
     add("--seeds", type=int, default=10)
@@ -89,13 +98,17 @@ def main() -> None:
     add("--more", nargs=argparse.REMAINDER, default=[], help="last: flags for every run")
     options = parser.parse_args()
     wanted = ((DEFAULT_METHOD, options.seeds), ("none", options.plain))
-    cells = [(m, t, s) for m, seeds in wanted for s, t in product(range(seeds), options.steps)]
+    cells = [
+        (teacher, method, steps, seed)
+        for method, seeds in wanted
+        for teacher, seed, steps in product(options.teacher, range(seeds), options.steps)
+    ]
     found = in_turn(partial(accuracy, options), cells, options.jobs)
-    teacher = Path(options.teacher)
+    runs = [teacher_settings(Path(teacher)) for teacher in options.teacher]
     settings = {
-        "data": read_json(teacher / "recipe.json")["data"]["kind"],
-        "model": read_json(teacher / "model.json"),
-        "teacher": read_json(teacher / "results.json")["rows"][0]["accuracy"],
+        "data": runs[0]["data"]["kind"],
+        "model": runs[0]["model"],
+        "teacher": [run["teacher"] for run in runs] if len(runs) > 1 else runs[0]["teacher"],
         "default": DEFAULT_METHOD,
         "more": options.more,
     }
