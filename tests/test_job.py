@@ -406,3 +406,20 @@ def test_layers_that_begin_late_spike_as_the_levels_they_were_trained_by(
     for strange in (x[0], x[..., 1:], x.repeat(1, 3, 1, 1)):
         with pytest.raises(UserError, match=r"expected a batch of images \(1, 8, 8\)"):
             made.predict(strange)
+
+
+class Aided(Branches):
+    """A network with another output while it trains."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits
+
+
+def test_more_outputs_in_training_are_refused_before_the_run(
+    tmp_path: Path, dataset: Dataset
+) -> None:
+    mine = default_recipe("teach", DATA, model={"kind": "test_job:Aided"})
+    with pytest.raises(UserError, match="its forward gave tuple, expected logits"):
+        teach(mine, tmp_path / "run", console=QUIET, device="cpu", dataset=dataset)
+    assert not (tmp_path / "run").exists()

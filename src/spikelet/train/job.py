@@ -42,6 +42,7 @@ from spikelet.train.prepare import (
     make_student,
     placed,
     require_ann,
+    require_logits,
     teacher_of,
     training_batches,
 )
@@ -106,6 +107,7 @@ def _ann(recipe: Recipe, place: Place, dataset: Dataset, teacher: Loaded | None)
     description = describe(recipe.model, dataset, recipe.seed)
     model = placed(assemble(description), place.device)
     images = calibration(dataset, 2, recipe.seed, place.device)
+    require_logits(model, images)
     taught = shown = None
     if teacher is not None:
         taught = placed(teacher.net, place.device)

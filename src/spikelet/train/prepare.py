@@ -20,6 +20,7 @@ from spikelet.data.paired import Paired
 from spikelet.distill import Distiller
 from spikelet.encode import still
 from spikelet.errors import UserError
+from spikelet.execute import ann as run_ann
 from spikelet.execute import bptt
 from spikelet.graph import capture, shapes
 from spikelet.layout import laid_for
@@ -149,6 +150,15 @@ def _lays_freely(net: nn.Module) -> bool:
         return not capture(net).meta["viewed"]
     except UserError:
         return False
+
+
+def require_logits(net: nn.Module, images: Tensor) -> None:
+    """Refuses a network that gives more than logits while it trains, before its run begins."""
+    if isinstance(net, fx.GraphModule):
+        return
+    tried = copy.deepcopy(net).train()
+    with torch.random.fork_rng(), torch.no_grad():
+        run_ann(tried, still(images).unsqueeze(0))
 
 
 def require_ann(ann: Loaded, recipe: Recipe, dataset: Dataset) -> None:
