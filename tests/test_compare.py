@@ -284,13 +284,16 @@ def test_what_distill_would_choose_by_itself_is_told() -> None:
     """A grid trains all methods alike; where the defaults of `distill` differ, it says so."""
     strong = "fading[feature.weight=10,feature.fade=4]"
     grid = Grid({"kind": "digits"}, ("logits", "fading", strong), steps=(1, 2, 4))
-    ways, features = notes(grid)
+    length, ways, features = notes(grid)
+    assert "training.epochs=80" in length and "at T = 1 by itself" in length
     assert "execute.kind=bptt at T = 2 and 4" in ways and ways.endswith("--execute.kind bptt.")
     assert (
         "for fading at T = 4" in features and "fading[feature.fade=4,feature.weight=10]" in features
     )
     told = Grid({"kind": "digits"}, ("logits",), steps=(2, 4), overrides={"execute.kind": "bptt"})
-    assert notes(told) == notes(Grid({"kind": "digits"}, ("logits",), steps=(1,))) == []
+    quick = {"training.beta2": 0.99}
+    brief = Grid({"kind": "digits"}, ("logits",), steps=(1,), epochs=3, overrides=quick)
+    assert notes(told) == notes(brief) == []
 
 
 def test_methods_are_joined_and_taken_from_elsewhere() -> None:

@@ -240,6 +240,29 @@ def test_the_gradient_of_a_default(
 
 
 @pytest.mark.parametrize(
+    ("steps", "data", "chosen", "expected"),
+    [
+        (1, "mnist", (), (4, 800, 0.99)),
+        (1, "digits", (), (80, 800, 0.99)),
+        (1, "mine:data", ("terms.logits.tau",), (20, 800, 0.99)),
+        (1, "mnist", ("training.epochs",), (2, 400, 0.99)),
+        (1, "mnist", ("training.least_steps",), (4, 400, 0.99)),
+        (1, "mnist", ("training.beta2",), (4, 800, 0.999)),
+        (1, "imagenet", (), (100, 400, 0.999)),
+        (2, "mnist", (), (2, 400, 0.999)),
+    ],
+)
+def test_a_single_step_is_trained_longer(
+    steps: int, data: str, chosen: tuple[str, ...], expected: tuple[float, ...]
+) -> None:
+    """By default: what was chosen, and what is published, stays."""
+    for method in ("fading", "none", "qann"):
+        recipe = default_recipe("distill", {"kind": data}, method, steps=steps)
+        found = completed(recipe, chosen).training
+        assert (found.epochs, found.least_steps, found.beta2) == expected
+
+
+@pytest.mark.parametrize(
     ("steps", "more", "chosen", "strong"),
     [
         (2, {}, (), False),

@@ -81,6 +81,8 @@ def _left_to_distill(grid: Grid, method: str, steps: int) -> Iterator[tuple[str,
     """The leaves, and their values, that `distill` would set where the grid does not."""
     recipe = grid.recipe(Cell(method, steps, 0))
     chosen = {*grid.overrides, *settings_of(method, recipe)}
+    if grid.epochs is not None:
+        chosen.add("training.epochs")
     mine, other = (dataclasses.asdict(each) for each in (recipe, completed(recipe, chosen)))
     for path, _, value in differences(mine, other):
         yield path, value

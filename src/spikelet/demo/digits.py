@@ -182,7 +182,7 @@ def _recipe(
         fields |= {"training": settings.training(method), "teacher": {"run": str(teacher)}}
         fields |= {"steps": settings.steps}
     recipe = default_recipe(task, data_spec(seed, settings), method, **fields)
-    return recipe if task == "teach" else completed(recipe)
+    return recipe if task == "teach" else completed(recipe, ("training.epochs",))
 
 
 def _measured(

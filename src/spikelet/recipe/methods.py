@@ -55,6 +55,9 @@ STRONG: dict[str, float] = {"weight": 10.0, "fade": 4.0}
 FUSED = ("rate", "bptt")  # ways of running that can compile their neurons
 DEFAULT_METHOD = "fading"
 FINE = 3  # T from which on strong features have paid (docs/recipe.md)
+SINGLE: dict[str, int] = {"epochs": 2, "least_steps": 2}
+"""Times as long a training at T = 1: still cheaper than at T = 2 (docs/recipe.md)."""
+QUICK = 0.99  # AdamW's second beta at T = 1, as a student's gradients shrink with its terms
 ALWAYS, OFTEN = (2,), (3, 4)  # T at which gradients through time pay (docs/recipe.md),
 SMALL = 32  # the latter on images of at most so many pixels a side: all steps lie in memory
 SIDES = {"digits": 8, "mnist": 28, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32}
@@ -122,9 +125,10 @@ def terms_of(method: str) -> dict[str, Spec]:
 def completed(recipe: Recipe, chosen: Collection[str] = ()) -> Recipe:
     """A student's recipe with the defaults that depend on several of its parts.
 
-    They are the way of its gradient, the learning rates, where an ANN of its own is trained first
-    and, in a converted teacher from T = 3 on, how much the features of `fading` count. What is
-    among the leaves that were chosen stays.
+    They are the way of its gradient, the learning rates, where an ANN of its own is trained first,
+    how long it trains and, in a converted teacher from T = 3 on, how much the features of `fading`
+    count. What is among the leaves that were chosen stays. It is added once: to a recipe that
+    `default_recipe` gave.
     """
     recipe = alike_trained(recipe, chosen)
     ways = {path for path in chosen if path.startswith("execute.")} - {"execute.fuse"}
@@ -135,7 +139,21 @@ def completed(recipe: Recipe, chosen: Collection[str] = ()) -> Recipe:
     if fading and converted and recipe.steps >= FINE and _plain(recipe):
         terms = {**recipe.terms, "feature": {**recipe.terms["feature"], **STRONG}}
         recipe = dataclasses.replace(recipe, terms=terms)
-    return gentler(recipe, chosen)
+    return gentler(_of_one_step(recipe, chosen), chosen)
+
+
+def _of_one_step(recipe: Recipe, chosen: Collection[str]) -> Recipe:
+    """At T = 1 a student sees its images more often; the published training of ImageNet stays."""
+    training = recipe.training
+    if recipe.steps > 1 or recipe.data["kind"] == "imagenet":
+        return recipe
+    wanted: dict[str, Any] = {}
+    if "training.epochs" not in chosen:
+        wanted = {name: times * getattr(training, name) for name, times in SINGLE.items()}
+    if training.optimiser == "adamw":
+        wanted["beta2"] = QUICK
+    fields = {name: v for name, v in wanted.items() if f"training.{name}" not in chosen}
+    return dataclasses.replace(recipe, training=dataclasses.replace(training, **fields))
 
 
 def alike_trained(recipe: Recipe, chosen: Collection[str]) -> Recipe:
