@@ -7,20 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from small import gradients, images, network, student
+from spikelet.data.dataset import require_dataset
 from spikelet.distill import Distiller
 from spikelet.encode import Direct
 from spikelet.execute import bptt, rate
 from spikelet.graph import capture
 from spikelet.recipe import Training, default_recipe
+from spikelet.train import load
 from spikelet.train.job import teach
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from examples.own_data import arrays  # noqa: E402
 from examples.own_method import Attention, attention  # noqa: E402
 
 
@@ -82,3 +86,22 @@ def test_the_command_line_runs_it(tmp_path: Path) -> None:
     assert found["rows"][-1]["steps"] == 2
     row = json.loads((tmp_path / "own" / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["parts"]["attention"] > 0
+
+
+def test_arrays_are_a_data_set(tmp_path: Path) -> None:
+    """The example of one's own data, grey and in colour, as the command line reads it."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    grey = generator.integers(0, 256, (60, 8, 8))
+    for name, found in (("grey", grey), ("colour", np.stack([grey, grey // 2, grey], 3))):
+        np.savez(tmp_path / f"{name}.npz", images=found, labels=labels)
+    data = arrays(str(tmp_path / "colour.npz"), validation=6)
+    require_dataset("colour", data)
+    assert data.sizes == {"train": 42, "validation": 6, "test": 12}
+    assert data.channels == 3 and data.name == "colour"
+    spikelet(
+        "teach", "--data", "examples.own_data:arrays", "--data.file", tmp_path / "grey.npz",
+        "--validation", 6, "--model", "small-cnn", "--width", 2, "--epochs", 1,
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert load(tmp_path / "run").dataset().classes == ("0", "1", "2")

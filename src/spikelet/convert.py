@@ -77,16 +77,28 @@ def convert(
         sweeps: how many times the mean rates are corrected, in network order.
 
     Raises:
-        UserError: if `steps` is below 1, or one that lists every place that cannot convert.
+        UserError: for what is no network with logits as its only output, if `steps` is below 1,
+            or one that lists every place that cannot convert.
     """
     if not isinstance(steps, Integral) or steps < 1:
         raise UserError(f"steps = {steps!r}", "expected a whole number of at least 1", "raise it")
+    if not isinstance(model, nn.Module):
+        what = f"expected a network, got {type(model).__name__}"
+        raise UserError("model", what, "load its weights into one: net.load_state_dict(weights)")
+    if not isinstance(sweeps, Integral) or sweeps < 0:
+        raise UserError(f"sweeps = {sweeps!r}", "expected a whole number of 0 or more", "try 2")
     net = capture(model)
+    given = net.graph.output_node().args[0]
+    if not isinstance(given, fx.Node):
+        what = f"it gives a {type(given).__name__}, expected logits alone"
+        raise UserError("model", what, "wrap it so that forward returns the logits")
     if calibrate is not None:
         require_precise("model", model)
         require_batch_axes("calibrate", calibrate, batch_axes(net))
         require_same("calibrate", calibrate.dtype, dtype_of(model), "model")
         require_finite("calibrate", calibrate)
+        if not len(calibrate):
+            raise UserError("calibrate", "it holds no images", "give some hundred")
     found = obstacles(net)
     if found:
         raise refusal(found)

@@ -241,6 +241,9 @@ class Distiller(nn.Module):
         require_labels(labels, images, self._classes)
         if not torch.is_autocast_enabled(images.device.type):
             require_same("images", images.dtype, dtype_of(self.student), "student")
+        if not isinstance(progress, Tensor) and not 0 <= progress <= 1:
+            what = "expected the share of the training that is done, 0 to 1"
+            raise UserError(f"progress = {progress}", what, "give step / steps, not an epoch")
         x = self._encoded(images, generator)
         if shown is None and self.paired is not None:
             shown = self._shown(labels, _own(generator))

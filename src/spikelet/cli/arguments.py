@@ -70,6 +70,9 @@ def parse(verb: str, words: Sequence[str]) -> argparse.Namespace:
             fix = "write measures directly behind RUN" if verb == "measure" else fix
             raise UserError(flag, "this word belongs to no flag", fix)
         raise unknown(flag, flag, parser._option_string_actions)
+    for flag in ("out", "teacher", "resume"):
+        if getattr(options, flag, None) == "":
+            raise UserError(f"--{flag}", "it is empty", "name one; is a variable not set?")
     return options
 
 

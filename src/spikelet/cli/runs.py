@@ -58,6 +58,9 @@ def data_spec(options: Namespace, known: Spec | None = None) -> Spec:
     spec: Spec = dict(known) if known is not None and known["kind"] == kind else {"kind": kind}
     takes = inspect.signature(resolve("--data", kind, DATA)).parameters
     if options.validation is not None:
+        if "validation" not in takes and ":" in kind:
+            what = f"{kind} takes no argument of this name"
+            raise UserError("--validation", what, "add it to the function, or leave the flag out")
         spec["validation"] = options.validation
     if options.data_root is not None and "root" in takes:
         spec["root"] = absolute(options.data_root)

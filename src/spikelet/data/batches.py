@@ -119,7 +119,18 @@ class _Plan:
 
 
 def normalise(images: UInt8[Tensor, "*B C H W"], dataset: Dataset) -> Float32[Tensor, "*B C H W"]:
-    """(images / 255 - mean) / std in float32, for uint8 images or frames "... C H W"."""
+    """(images / 255 - mean) / std in float32, for uint8 images or frames "... C H W".
+
+    Raises:
+        UserError: for other types than uint8, and other channels than the data set's.
+    """
+    if images.dtype != torch.uint8:
+        what = f"expected uint8 pixels of 0 to 255, got {images.dtype}"
+        fix = "of numbers from 0 to 1 take (255 * images).round().byte()"
+        raise UserError("images", what, fix)
+    if images.ndim < 3 or images.shape[-3] != len(dataset.mean):
+        what = f"expected {len(dataset.mean)} channels in the third axis from the end"
+        raise UserError(f"images {tuple(images.shape)}", what, f"give images as {dataset.name} has")
     mean = torch.tensor(dataset.mean, device=images.device).view(-1, 1, 1)
     std = torch.tensor(dataset.std, device=images.device).view(-1, 1, 1)
     return images.to(torch.float32).mul_(1 / (255 * std)).add_(-mean / std)
@@ -134,6 +145,9 @@ def changed(images: Tensor, change: Augmentation, generator: Generator) -> Tenso
 
 def _filled(change: Augmentation, dataset: Dataset) -> Augmentation:
     """Cutout without a colour gets the data set's mean, which becomes 0; `unit` is the data's."""
+    if isinstance(change, EventDrop) and dataset.frames is None:
+        what = "it drops events of recordings, and these are still images"
+        raise UserError("augment = event-drop", what, "leave it out")
     if isinstance(change, EventDrop) and change.unit is None:
         return replace(change, unit=dataset.unit)
     if isinstance(change, Cutout) and change.fill is None:

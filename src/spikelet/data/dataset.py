@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -105,6 +106,57 @@ def _splits(dataset: Dataset) -> Iterator[tuple[str, Split | None]]:
         ("validation", dataset.validation),
         ("test", dataset.test),
     )
+
+
+def require_dataset(argument: str, found: Any) -> None:
+    """Raises for what is no `Dataset`, or one whose parts do not fit each other.
+
+    Shapes, types and labels are looked at, never the images: they may lie on a disk.
+    """
+    if not isinstance(found, Dataset):
+        what = f"expected a spikelet.data.Dataset, got {type(found).__name__}"
+        raise UserError(argument, what, "return one, as examples/own_data.py does")
+    if len(found.classes) < 2:
+        what = f"expected two or more classes, it has {len(found.classes)}"
+        raise UserError(argument, what, "name every class in `classes`")
+    for name, split in _splits(found):
+        if split is not None or name != "validation":
+            _require_split(f"{argument}: {name}", split, found)
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        values = getattr(found, name)
+        sound = all(math.isfinite(value) and value > least for value in values)
+        if not sound or len(values) != found.channels:
+            kind = "positive numbers" if name == "std" else "finite numbers"
+            what = f"expected {found.channels} {kind}, one per channel, got {values}"
+            raise UserError(f"{argument}: {name}", what, "take those of the training images / 255")
+
+
+def _require_split(argument: str, split: Any, dataset: Dataset) -> None:
+    """Raises for a part that is empty, of another form than the training part, or mislabelled."""
+    if not isinstance(split, Split):
+        what = f"expected a spikelet.data.Split, got {type(split).__name__}"
+        raise UserError(argument, what, "give Split(images, labels)")
+    images, labels = split.images, split.labels
+    kind = getattr(images, "dtype", torch.uint8)  # of files that are decoded when they are needed
+    if kind != torch.uint8 or images.ndim not in (4, 5):
+        what = f'expected uint8 images "N C H W", got {kind} of shape {tuple(images.shape)}'
+        fix = "give pixels of 0 to 255; they are normalised where they are used"
+        raise UserError(f"{argument}.images", what, fix)
+    if images.shape[1:] != dataset.train.images.shape[1:]:
+        wanted = tuple(dataset.train.images.shape[1:])
+        what = f"expected images of {wanted}, as in training, got {tuple(images.shape[1:])}"
+        raise UserError(f"{argument}.images", what, "bring all to one size and number of channels")
+    fix, last = "give one int64 class index per image", len(dataset.classes) - 1
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        what = f"{tuple(labels.shape)} of {labels.dtype} for {len(images)} images"
+        raise UserError(f"{argument}.labels", what, fix)
+    if not len(labels):
+        raise UserError(argument, "it holds no images", "give it some, or split the data otherwise")
+    if int(labels.min()) < 0 or int(labels.max()) > last:
+        what = f"expected classes 0 to {last}, found {int(labels.min())} to {int(labels.max())}"
+        raise UserError(
+            f"{argument}.labels", what, "number the classes from 0, in `classes`' order"
+        )
 
 
 def assemble(

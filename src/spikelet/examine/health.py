@@ -40,6 +40,9 @@ def examine(subject: Subject, tell: Tell) -> dict[str, Any]:
     if not seen.spiking or not isinstance(seen.net, fx.GraphModule):
         raise UserError("measure health", "the network has no spikes", "measure a student's run")
     images, labels = next(subject.batches(MOST))
+    if len(images) < 2:
+        what = "measure health compares features over images: expected 2 or more, got 1"
+        raise UserError("images", what, "raise --images")
     images = images[: fitting(seen.net, images, subject.steps)]
     tell(0, 3, "firing")
     layers = vitals(seen.net, images, subject.steps, seen.encode)

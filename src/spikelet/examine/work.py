@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -35,9 +36,11 @@ def work(
         telling: gives a measure's name a context with the function that takes its progress.
 
     Raises:
-        UserError: before anything is computed, for a measure that cannot be imported.
+        UserError: before anything is computed, for a measure that cannot be imported, and a run
+            that cannot be written to.
     """
     functions = {name: function(name) for name in names}
+    _require_place(subject.loaded.path)
     found: dict[str, dict[str, Any]] = {}
     failed: dict[str, Exception] = {}
     for name, measure in functions.items():
@@ -55,6 +58,17 @@ def work(
             failed[name] = error
     _note_left_out(subject.loaded.path, list(found), failed)
     return found, failed
+
+
+def _require_place(run: Path) -> None:
+    """Raises, before anything is computed, where its results cannot be stored."""
+    try:
+        (run / FOLDER).mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=run / FOLDER):
+            pass
+    except OSError as error:
+        what = f"nothing can be written there ({error.strerror}), and measures are kept in the run"
+        raise UserError(str(run / FOLDER), what, "measure a copy of the run elsewhere") from error
 
 
 def left_out(run: Path) -> dict[str, str]:

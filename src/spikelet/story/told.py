@@ -14,7 +14,7 @@ from spikelet.examine.work import FOLDER, LEFT_OUT, left_out
 from spikelet.recipe import Recipe
 from spikelet.train import read_recipe
 from spikelet.train.running import single, spiking
-from spikelet.train.stored import stored_object, stored_rows
+from spikelet.train.stored import damaged, stored_object, stored_rows
 
 Row = Mapping[str, Any]
 Found = Mapping[str, Any]
@@ -156,6 +156,8 @@ def _measures(folder: Path) -> dict[str, Found]:
     found = {}
     for file in sorted(each for each in folder.glob("*.json") if each.name != LEFT_OUT):
         content = stored_object(file, AGAIN)
+        if not isinstance(content.get("settings"), dict):
+            raise damaged(file, "settings is missing", AGAIN)
         found[str(content.get("measure", file.stem))] = content
     return {name: found[name] for name in sorted(found, key=_place)}
 

@@ -18,7 +18,7 @@ from spikelet.data import Batches, Dataset, Split
 from spikelet.distill import Distiller
 from spikelet.measure import accuracy, accuracy_over_steps, health, mean_rates
 from spikelet.processes import alike, first, meet
-from spikelet.recipe import DATA, Recipe, Training, build
+from spikelet.recipe import Recipe, Training
 from spikelet.train.cost import costs
 from spikelet.train.crossed import beside, paired, sees, summed
 from spikelet.train.examples import store_examples
@@ -32,6 +32,7 @@ from spikelet.train.load import (
     assemble,
     describe,
     load,
+    made,
 )
 from spikelet.train.place import Place, copy_run, finished, opened, place_of, place_within
 from spikelet.train.prepare import (
@@ -76,7 +77,7 @@ BEST_FILE = "selected.safetensors"
 
 def load_data(recipe: Recipe) -> Dataset:
     """The data set of a recipe."""
-    return build("data", recipe.data, DATA)
+    return made(recipe.data)
 
 
 def teach(

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from spikelet.checkpoint import restore
 from spikelet.convert import convert
 from spikelet.data import Dataset
+from spikelet.data.dataset import require_dataset
 from spikelet.encode import FRAMES, still
 from spikelet.errors import UserError
-from spikelet.given import IMAGES
+from spikelet.given import IMAGES, require_finite
 from spikelet.layout import laid_for
 from spikelet.measure import answers_over_steps
 from spikelet.models import build_model, default_model
@@ -42,6 +43,26 @@ ANN_FOLDER = "ann"  # of the run of the ANN that a student of another architectu
 COMMON = ("seed", "classes", "channels", "size")  # of a description: what is no model's own
 
 
+def made(spec: Mapping[str, Any]) -> Dataset:
+    """The data set of a spec.
+
+    Raises:
+        UserError: for one that cannot be made, or whose parts do not fit each other.
+    """
+    argument = f"data = {spec.get('kind')}"
+    try:
+        found = build("data", spec, DATA)
+    except UserError:
+        raise
+    except Exception as error:
+        if ":" not in str(spec.get("kind")):
+            raise
+        what = f"it cannot be made ({type(error).__name__}: {error})"
+        raise UserError(argument, what, "mend the function") from error
+    require_dataset(argument, found)
+    return found
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A run that was read back.
@@ -62,7 +83,7 @@ class Loaded:
 
     def dataset(self) -> Dataset:
         """The data set that the run was made with."""
-        return build("data", self.recipe.data, DATA)
+        return made(self.recipe.data)
 
     @torch.no_grad()
     def predict(self, images: Tensor, steps: int | None = None) -> Tensor:
@@ -74,17 +95,25 @@ class Loaded:
                 begin late is another network at any other T (docs/delay.md).
 
         Raises:
-            UserError: for images of another type or size, or other channels, than in training.
+            UserError: for images of another type or size, or other channels, than in training,
+                for values that are not finite, and for steps of an ANN.
         """
         if not isinstance(images, Tensor) or images.dtype != torch.float32:
             got = images.dtype if isinstance(images, Tensor) else type(images).__name__
             what = f"expected normalised images as a float32 tensor, got {got}"
             raise UserError("images", what, "take spikelet.data.normalise(pixels, run.dataset())")
         wanted = (self.description["channels"], *self.description["size"])
-        if images.ndim not in (IMAGES, FRAMES) or images.shape[-3:] != wanted:
+        data = self.recipe.data
+        recorded = "frames" in data or ":" in str(data["kind"])  # of a function one cannot know
+        axes = (IMAGES, FRAMES) if recorded else (IMAGES,)
+        if images.ndim not in axes or images.shape[-3:] != wanted:
             what = f"expected a batch of images {wanted}, as the run was trained on"
             raise UserError(f"images {tuple(images.shape)}", what, "bring them to this size")
+        require_finite("images", images)
         if self.kind == ANN:
+            if steps is not None:
+                what = "an ANN answers without time steps"
+                raise UserError(f"steps = {steps}", what, "leave it out")
             return self.net(laid_for(self.net, still(images)))
         steps = self.recipe.steps if steps is None else steps
         encode = encoder(self.recipe, *statistics(self.path / "card.json"))

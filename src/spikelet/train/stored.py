@@ -14,7 +14,7 @@ from spikelet.train.run import digest, read_json, require_schema
 
 RESULTS_FILE = "results.json"
 DESCRIPTIONS = ("card.json", "model.json", "teacher.json")
-COPY = "take it from a copy, or make the run again in a new folder"
+COPY = "resume the run, which restores what its checkpoint holds, or take the file from a copy"
 ROW = {"method": str, "steps": int | None, "accuracy": int | float, "n": int, "split": str}
 DESCRIPTION = {"kind": str, "classes": int, "channels": int, "size": list}
 FREE = {"seed": int | None, "width": int | None, "neuron": dict, "norm": str}
