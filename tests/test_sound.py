@@ -213,3 +213,32 @@ def test_networks_give_logits() -> None:
         convert(net, IF(), calibrate=torch.zeros(0, 1, 8, 8))
     with pytest.raises(UserError, match="sweeps = -1"):
         convert(net, IF(), sweeps=-1)
+
+
+def fresh(classes: int, channels: int) -> nn.Module:
+    """A network that has learnt nothing, as its weights were forgotten; always the same answer."""
+    net = nn.Sequential(nn.Conv2d(channels, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, classes))
+    nn.init.zeros_(net[3].weight)
+    return net
+
+
+def test_a_teacher_without_its_weights_is_told_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["distill", "--data", "digits", "--data.train", "60", "--validation", "20"]
+    words += ["--teacher", "test_sound:fresh", "--epochs", "1", "--batch", "20", "--steps", "1"]
+    assert main([*words, "--execute.fuse", "False", "--out", str(tmp_path / "run")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    hint = "the teacher test_sound:fresh answers 10.0% of the validation images rightly"
+    assert hint in said and "by --weights FILE" in said
+    assert said.index(hint) < said.index("epoch 1/1")
+
+
+def test_steps_and_folders_are_what_they_should_be(runs: dict[str, Path]) -> None:
+    x = normalise(few().test.images, few())
+    with pytest.raises(UserError, match=r"steps = '2'.*expected a whole number"):
+        load(runs["distill"]).predict(x, steps="2")
+    with pytest.raises(UserError, match="`run`: expected a folder, got NoneType"):
+        load(None)
+    with pytest.raises(UserError, match="there is 1 labelled training image"):
+        digits(train=1, validation=1)

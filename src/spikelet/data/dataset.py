@@ -214,6 +214,9 @@ def _drawn(argument: str, split: Split, count: int, seed: int) -> tuple[Split, S
     """(rest, drawn) with the limits checked in the user's words."""
     if argument == "train" and count == len(split):
         return split.at(torch.arange(0)), split
+    if len(split) < 2:
+        what = f"there is {len(split)} labelled training image, and some have to stay for training"
+        raise UserError(f"{argument}={count}", what, "take more images, or hold out none")
     if not 0 < count < len(split):
         raise UserError(
             f"{argument}={count}",

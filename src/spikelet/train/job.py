@@ -67,6 +67,7 @@ from spikelet.train.told import (
     outgrown,
     unconverted,
     unmatched,
+    untaught,
     warn,
     worsened,
 )
@@ -244,6 +245,7 @@ def distill(
         more: dict[str, Any] = {}
         if recipe.method != "convert":
             warn(recipe, place)
+            untaught(teacher, dataset, place)
             unmatched(distiller, place)
             estimate = estimated(recipe, dataset, student)
             firing = layers if spiking(recipe) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ class Loaded:
                 raise UserError(f"steps = {steps}", what, "leave it out")
             return self.net(laid_for(self.net, still(images)))
         steps = self.recipe.steps if steps is None else steps
+        if not isinstance(steps, Integral):
+            raise UserError(f"steps = {steps!r}", "expected a whole number of at least 1", "try 2")
         encode = encoder(self.recipe, *statistics(self.path / "card.json"))
         found = answers_over_steps(self.net, images, [steps], runner(self.recipe), encode)
         return found[steps]
@@ -159,6 +162,9 @@ def load(run: Path | str) -> Loaded:
     Raises:
         UserError: if the folder is no run, or an unfinished one.
     """
+    if not isinstance(run, str | Path):
+        what = f"expected a folder, got {type(run).__name__}"
+        raise UserError("run", what, "name a run folder")
     path = Path(run)
     if (path / "compare.json").exists():
         fix = f"name one of the runs in {path / 'cells'}"

@@ -7,19 +7,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from spikelet.data import Dataset
 from spikelet.distill import Distiller
+from spikelet.measure import accuracy
 from spikelet.obstacles import reason
 from spikelet.recipe import Recipe
 from spikelet.terms.term import ANY
-from spikelet.train.load import ANN
+from spikelet.train.load import ANN, Loaded
 from spikelet.train.place import CHECKPOINT, Place
+from spikelet.train.rows import evaluation
 from spikelet.train.run import read_json
 from spikelet.train.running import single, spiking
 
 NAMED = 5  # classes that are listed
+LOOKED_AT = 1000  # training images, where there are none for validation
 HARDLY = 1.5  # times chance: a teacher below it has nothing to teach
 
 
@@ -51,12 +55,31 @@ def announce(
 
 def doubt(teacher: Mapping[str, Any], dataset: Dataset, place: Place, who: str = "teacher") -> None:
     """Says so where a teacher, or another ANN, hardly answers better than one who guesses."""
-    chance = 1 / len(dataset.classes)
-    if teacher["method"] == ANN and teacher["accuracy"] < HARDLY * chance and place.writes:
+    if teacher["method"] == ANN:
         longer = "train it longer" if who == "teacher" else "train it longer by --ann.epochs"
+        _guessing(teacher["accuracy"], "test", dataset, place, f"the {who}", longer)
+
+
+def untaught(teacher: Loaded, dataset: Dataset, place: Place) -> None:
+    """Says so, before its student trains, where a teacher that is no run hardly knows the data."""
+    spec = teacher.recipe.teacher or {}
+    if "run" in spec or teacher.kind != ANN or dataset.frames is not None:
+        return
+    name, part = "validation", dataset.validation
+    if part is None:
+        name, part = "training", dataset.train.at(torch.arange(min(len(dataset.train), LOOKED_AT)))
+    value = accuracy(teacher.net, evaluation(part, dataset, place.device))
+    fix = "give its trained weights by --weights FILE"
+    _guessing(value, name, dataset, place, f"the teacher {spec.get('kind')}", fix)
+
+
+def _guessing(value: float, part: str, dataset: Dataset, place: Place, who: str, fix: str) -> None:
+    """Says so where an accuracy on some part is near to that of one who guesses."""
+    chance = 1 / len(dataset.classes)
+    if value < HARDLY * chance and place.writes:
         place.tell(
-            f"the {who} answers {teacher['accuracy']:.1%} of the test images rightly, where "
-            f"guessing among {len(dataset.classes)} classes answers {chance:.1%}: {longer}"
+            f"{who} answers {value:.1%} of the {part} images rightly, where "
+            f"guessing among {len(dataset.classes)} classes answers {chance:.1%}: {fix}"
         )
 
 
