@@ -22,6 +22,7 @@ from spikelet.execute import rate
 from spikelet.neuron import IF
 from spikelet.terms import CrossEntropy, Logits
 from spikelet.train import load
+from spikelet.train.load import _records
 
 
 def few() -> Dataset:
@@ -57,6 +58,8 @@ PIXELS = torch.zeros(40, 1, 8, 8, dtype=torch.uint8)
         ({"test": part(labels=torch.full((40,), 10))}, r"expected classes 0 to 9, found 10 to 10"),
         ({"test": part(labels=torch.full((40,), -1))}, r"found -1 to -1"),
         ({"train": few().train.at(torch.arange(0))}, r"train.*it holds no images"),
+        ({"test": part(images=PIXELS.numpy())}, r"test.images.*expected a tensor, got ndarray"),
+        ({"test": part(labels=[0] * 40)}, r"test.labels.*expected a tensor, got list"),
         ({"test": None}, r"test.*expected a spikelet.data.Split, got NoneType"),
         ({"classes": ("one",)}, r"expected two or more classes, it has 1"),
         ({"std": (0.0,)}, r"std.*expected 1 positive numbers, one per channel, got \(0.0,\)"),
@@ -242,3 +245,10 @@ def test_steps_and_folders_are_what_they_should_be(runs: dict[str, Path]) -> Non
         load(None)
     with pytest.raises(UserError, match="there is 1 labelled training image"):
         digits(train=1, validation=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "recordings"), [("nmnist", True), ("cifar10", False), ("test_sound:few", True)]
+)
+def test_which_data_may_be_recordings(kind: str, recordings: bool) -> None:
+    assert _records(kind) is recordings

@@ -137,6 +137,11 @@ def _require_split(argument: str, split: Any, dataset: Dataset) -> None:
         what = f"expected a spikelet.data.Split, got {type(split).__name__}"
         raise UserError(argument, what, "give Split(images, labels)")
     images, labels = split.images, split.labels
+    stored = hasattr(images, "part")
+    for name, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor) and not (stored and name == "images"):
+            what = f"expected a tensor, got {type(value).__name__}"
+            raise UserError(f"{argument}.{name}", what, "take torch.as_tensor")
     kind = getattr(images, "dtype", torch.uint8)  # of files that are decoded when they are needed
     if kind != torch.uint8 or images.ndim not in (4, 5):
         what = f'expected uint8 images "N C H W", got {kind} of shape {tuple(images.shape)}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from spikelet.measure import answers_over_steps
 from spikelet.models import build_model, default_model
 from spikelet.neuron import Neuron
 from spikelet.norm import freeze_norms
-from spikelet.recipe import DATA, NEURONS, Recipe, build
+from spikelet.recipe import DATA, NEURONS, Recipe, build, resolve
 from spikelet.train.run import digest, identity, read_recipe
 from spikelet.train.running import encoder, runner
 from spikelet.train.stored import (
@@ -104,9 +105,7 @@ class Loaded:
             what = f"expected normalised images as a float32 tensor, got {got}"
             raise UserError("images", what, "take spikelet.data.normalise(pixels, run.dataset())")
         wanted = (self.description["channels"], *self.description["size"])
-        data = self.recipe.data
-        recorded = "frames" in data or ":" in str(data["kind"])  # of a function one cannot know
-        axes = (IMAGES, FRAMES) if recorded else (IMAGES,)
+        axes = (IMAGES, FRAMES) if _records(str(self.recipe.data["kind"])) else (IMAGES,)
         if images.ndim not in axes or images.shape[-3:] != wanted:
             what = f"expected a batch of images {wanted}, as the run was trained on"
             raise UserError(f"images {tuple(images.shape)}", what, "bring them to this size")
@@ -122,6 +121,11 @@ class Loaded:
         encode = encoder(self.recipe, *statistics(self.path / "card.json"))
         found = answers_over_steps(self.net, images, [steps], runner(self.recipe), encode)
         return found[steps]
+
+
+def _records(kind: str) -> bool:
+    """Whether a data set holds recordings, as far as its name tells: one's own may."""
+    return ":" in kind or "frames" in inspect.signature(resolve("data", kind, DATA)).parameters
 
 
 def describe(spec: Mapping[str, Any] | None, dataset: Dataset, seed: int) -> dict[str, Any]:
