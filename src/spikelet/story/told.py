@@ -156,9 +156,10 @@ def _measures(folder: Path) -> dict[str, Found]:
     found = {}
     for file in sorted(each for each in folder.glob("*.json") if each.name != LEFT_OUT):
         content = stored_object(file, AGAIN)
-        if not isinstance(content.get("settings"), dict):
+        name = str(content.get("measure", file.stem))
+        if name in MEASURES and not isinstance(content.get("settings"), dict):
             raise damaged(file, "settings is missing", AGAIN)
-        found[str(content.get("measure", file.stem))] = content
+        found[name] = content
     return {name: found[name] for name in sorted(found, key=_place)}
 
 
