@@ -55,8 +55,7 @@ STRONG: dict[str, float] = {"weight": 10.0, "fade": 4.0}
 FUSED = ("rate", "bptt")  # ways of running that can compile their neurons
 DEFAULT_METHOD = "fading"
 FINE = 3  # T from which on strong features have paid (docs/recipe.md)
-SINGLE: dict[str, int] = {"epochs": 2, "least_steps": 2}
-"""Times as long a training at T = 1: still cheaper than at T = 2 (docs/recipe.md)."""
+LONGER = 2  # times as long a training at T = 1: about the price of T = 2 (docs/recipe.md)
 QUICK = 0.99  # AdamW's second beta at T = 1, as a student's gradients shrink with its terms
 ALWAYS, OFTEN = (2,), (3, 4)  # T at which gradients through time pay (docs/recipe.md),
 SMALL = 32  # the latter on images of at most so many pixels a side: all steps lie in memory
@@ -149,7 +148,7 @@ def _of_one_step(recipe: Recipe, chosen: Collection[str]) -> Recipe:
         return recipe
     wanted: dict[str, Any] = {}
     if "training.epochs" not in chosen:
-        wanted = {name: times * getattr(training, name) for name, times in SINGLE.items()}
+        wanted = {n: LONGER * getattr(training, n) for n in ("epochs", "least_steps")}
     if training.optimiser == "adamw":
         wanted["beta2"] = QUICK
     fields = {name: v for name, v in wanted.items() if f"training.{name}" not in chosen}
