@@ -10,8 +10,7 @@ from torch import nn
 from spikelet.data import Batches, Dataset
 from spikelet.data.paired import Accompanied, Paired
 from spikelet.distill import Distiller
-from spikelet.recipe import DATA, build
-from spikelet.train.load import ANN, Loaded, assemble
+from spikelet.train.load import ANN, Loaded, assemble, made
 
 IMAGES = "images"  # of a description: the data that a teacher of another modality was trained on
 
@@ -33,7 +32,7 @@ def crossing(teacher: Loaded, dataset: Dataset, kind: str) -> Loaded:
 def images_of(teacher: Loaded) -> Dataset | None:
     """The images that a teacher of events' students knows; None where it sees what they see."""
     spec = teacher.description.get(IMAGES)
-    return None if spec is None else build("data", spec, DATA)
+    return None if spec is None else made(spec)
 
 
 def paired(teacher: Loaded, dataset: Dataset, device: torch.device) -> Paired | None:
