@@ -281,6 +281,8 @@ MISTAKES = {
     "measure no steps": (["measure", "STUDENT", "--steps", "0"], "1 or more"),
     "resume nothing": (["distill", "--resume", "NO"], "no run"),
     "resume a teacher": (["distill", "--resume", "TEACHER"], "spikelet teach --resume"),
+    "page as PDF": (["report", "STUDENT", "--out", "page.pdf"], "name a file such as page.html"),
+    "augmentation": ([*DISTILL, "--augment", "flipp", "--out", "OUT"], "--augment 'flipp'"),
     "versus nothing": (["measure", "STUDENT", "--versus", "NO"], "--versus"),
     "measures at the end": (
         ["measure", "STUDENT", "--data-root", "NO", "--images", "1", "noise"],
@@ -432,6 +434,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(accuracy_table(rows))
     return console.export_text()
+
+
+def test_table_of_many_steps_shows_some_of_them() -> None:
+    common = {"std": None, "n": 1, "seed": 0, "split": "test", "method": "logits"}
+    for last, shown in ((8, range(1, 9)), (12, (1, 2, 4, 8, 12)), (16, (1, 2, 4, 8, 16))):
+        rows = [{"steps": t, "accuracy": t / 100, **common} for t in range(1, last + 1)]
+        head = table(rows).splitlines()[1]
+        assert [each for each in head.split() if "T=" in each] == [f"T={t}" for t in shown]
 
 
 def test_table_names_what_teaches() -> None:

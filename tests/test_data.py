@@ -598,6 +598,12 @@ def test_folders_of_images_that_are_not_right(tmp_path):
         (tmp_path / f"broken/test/green/{number}.png").write_bytes(b"")
     said = refused("3 of 30 images cannot be read", "broken")
     assert "green`: 3 of" in said and "3.png, 4.png, 5.png" in said
+    for number in (3, 4, 5):
+        deep = Image.new("I", (9, 9), 70_000)
+        deep.save(tmp_path / f"broken/test/green/{number}.tif")
+        (tmp_path / f"broken/test/green/{number}.png").unlink()
+    said = refused("the range of its pixels is not known", "broken")
+    assert "3.tif, 4.tif, 5.tif" in said and "store it with 8 or 16 bits" in said
     write_folder(tmp_path / "alone", ("train",))
     refused("neither `test` nor `val`", "alone")
     write_folder(tmp_path / "strange")

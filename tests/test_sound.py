@@ -171,6 +171,12 @@ def test_measures_need_a_place_first(
     run = runs["distill"]
     assert main(["measure", str(run), "health", "--images", "1", "--quiet"]) == 2
     assert "expected 2 or more, got 1; raise --images" in capsys.readouterr().err
+    assert main(["measure", str(run), "evenness", "--images", "9", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["measure", str(run), "health", "evenness", "--images", "8", "--quiet"]) == 2
+    assert "evenness is stored for 9 images, which fewer would" in capsys.readouterr().err
+    assert not (run / "measures" / "health.json").exists()
+    assert main(["measure", str(run), "evenness", "--images", "9", "--quiet"]) == 0
     (run / "measures" / "steps.json").write_text('{"schema": 1}')
     assert main(["report", str(run), "--quiet"]) == 2
     assert "it is damaged (settings is missing); measure the run again" in capsys.readouterr().err
@@ -235,6 +241,15 @@ def test_a_teacher_without_its_weights_is_told_before_training(
     hint = "the teacher test_sound:fresh answers 10.0% of the validation images rightly"
     assert hint in said and "by --weights FILE" in said
     assert said.index(hint) < said.index("epoch 1/1")
+
+
+def test_convert_trains_nothing(
+    taught_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["distill", "--teacher", str(taught_digits), "--method", "convert", "--steps", "1"]
+    assert main([*words, "--epochs", "3", "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert "convert trains nothing, so --epochs is not used" in said
 
 
 def test_steps_and_folders_are_what_they_should_be(runs: dict[str, Path]) -> None:

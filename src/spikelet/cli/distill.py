@@ -28,6 +28,8 @@ from spikelet.recipe import METHODS, MODELS, Recipe, Spec, completed, default_re
 if TYPE_CHECKING:
     from rich.console import Console
 
+LENGTH = {"epochs": "--epochs", "learning_rate": "--learning-rate", "accumulate": "--accumulate"}
+
 
 def teacher_spec(options: Namespace) -> Spec:
     """The run folder, or the model with its weights, that teaches.
@@ -142,6 +144,10 @@ def run(options: Namespace, leaves: Sequence[Leaf], console: Console) -> dict[st
     out = fresh(options.out, "distill")
     recipe = recipe_of(options, leaves)
     device = device_of(options)
+    unused = [flag for name, flag in LENGTH.items() if getattr(options, name) is not None]
+    if recipe.method == "convert" and unused and recipe.ann is None:
+        words = f"convert trains nothing, so {' and '.join(unused)} is not used"
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
     from spikelet.train import job
 
     return job.distill(recipe, out, console=console, device=device)

@@ -98,6 +98,8 @@ def _place(fields: dict[str, Any], leaf: Leaf) -> None:
     head, *rest = leaf.path.split(".")
     if head == "augment" and not rest:
         kinds = () if leaf.words == ("none",) else leaf.words
+        for kind in kinds:
+            import_path(leaf.flag, kind, AUGMENTS)
         fields["augment"] = [{"kind": kind} for kind in kinds]
     elif head in TRAININGS and len(rest) == 1:
         if fields[head] is None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = 1
+COLUMNS = 8  # numbers of steps that a table shows in full
 Row = Mapping[str, Any]
 TRAINED: Mapping[str, Mapping[str, Any]] = {  # fields of a row that are another ANN's accuracy
     "accuracy_teacher": {"note": "after joint training"},
@@ -79,7 +80,7 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
 
     rows = _with_learned(rows)
     splits = sorted({str(row["split"]) for row in rows})
-    steps = sorted({row["steps"] for row in rows if row["steps"] is not None})
+    steps = _shown(sorted({row["steps"] for row in rows if row["steps"] is not None}))
     table = Table()
     table.add_column("method", overflow="fold")
     columns = [None, *steps] if any(row["steps"] is None for row in rows) else list(steps)
@@ -92,6 +93,12 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
         name = key[0] + (f" ({key[2]})" if len(splits) > 1 else "")
         table.add_row(name, *(_percent(mine.get(column)) for column in columns))
     return table
+
+
+def _shown(steps: Sequence[int]) -> list[int]:
+    """All numbers of steps, or of too many for a line the powers of two and the last."""
+    few = len(steps) <= COLUMNS
+    return [t for t in steps if few or t == steps[-1] or t & (t - 1) == 0]
 
 
 def _with_learned(rows: Sequence[Row]) -> list[Row]:

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 
 FILE = "report.html"
+OTHERS = (".pdf", ".png", ".svg", ".jpg", ".md", ".txt", ".tex", ".json", ".csv", ".docx")
 
 
 def run(options: Namespace, console: Console) -> dict[str, Any]:
     """Write the page; the object for --json.
 
     Raises:
-        UserError: for several runs without --out, or a place that is a folder or not writable.
+        UserError: for several runs without --out, and for a place that is a folder, cannot be
+            written to or is named as no page.
     """
     runs = [Path(each) for each in options.runs]
     if options.out is None and len(runs) > 1:
@@ -30,6 +32,9 @@ def run(options: Namespace, console: Console) -> dict[str, Any]:
     out = runs[0] / FILE if options.out is None else Path(options.out)
     if out.is_dir():
         raise UserError(f"--out {out}", "it is a folder", f"name a file, such as {out / FILE}")
+    if out.suffix.lower() in OTHERS:
+        fix = f"name a file such as {out.with_suffix('.html')}; a browser prints it as PDF"
+        raise UserError(f"--out {out}", "the page is written as HTML", fix)
     from spikelet.story import write
 
     root = None if options.data_root is None else Path(options.data_root)

@@ -197,8 +197,10 @@ def unreadable(bad: Sequence[tuple[Path, UserError]], count: int) -> UserError:
     folder = Path(os.path.commonpath([path.parent for path, _ in bad]))
     shown = ", ".join(str(path.relative_to(folder)) for path, _ in bad[:NAMED])
     more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    reasons = {(error.message, error.fix) for _, error in bad}
+    why, fix = ("", "repair or remove them") if len(reasons) > 1 else reasons.pop()
     what = f"{len(bad)} of {count} images cannot be read: {shown}{more}"
-    return UserError(f"data_root={folder}", what, "repair or remove them")
+    return UserError(f"data_root={folder}", f"{what}: {why}" if why else what, fix)
 
 
 def _pixels(path: Path, size: int, channels: int) -> torch.Tensor:

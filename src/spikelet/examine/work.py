@@ -37,10 +37,12 @@ def work(
 
     Raises:
         UserError: before anything is computed, for a measure that cannot be imported, and a run
-            that cannot be written to.
+            that cannot be written to or holds one of the measures on more images.
     """
     functions = {name: function(name) for name in names}
     _require_place(subject.loaded.path)
+    for name in names:
+        _require_more(subject, name, images)
     found: dict[str, dict[str, Any]] = {}
     failed: dict[str, Exception] = {}
     for name, measure in functions.items():
@@ -69,6 +71,18 @@ def _require_place(run: Path) -> None:
     except OSError as error:
         what = f"nothing can be written there ({error.strerror}), and measures are kept in the run"
         raise UserError(str(run / FOLDER), what, "measure a copy of the run elsewhere") from error
+
+
+def _require_more(subject: Subject, name: str, images: int | None) -> None:
+    """Raises where a measure on more images of the same part would be written over."""
+    file, asked = file_of(subject.loaded.path, name), images_of(name, images)
+    if images is None or not file.exists():
+        return
+    known = stored_object(file, "delete it").get("settings") or {}
+    whole = known.get("images", 0)
+    if known.get("split") == subject.split and asked is not None and asked < whole:
+        what = f"{name} is stored for {whole} images, which fewer would replace"
+        raise UserError(f"--images {images}", what, f"ask for {whole} or more, or delete {file}")
 
 
 def left_out(run: Path) -> dict[str, str]:
