@@ -569,6 +569,25 @@ def test_grey_and_transparent_images_are_read(tmp_path):
     assert data.imagefolder(root=tmp_path, size=8, validation=0).sizes["train"] == 33
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_what_is_transparent_is_white(tmp_path, mode):
+    write_folder(tmp_path)
+    alpha = np.zeros((8, 8), np.uint8)
+    alpha[:, :4] = 255  # a black shape on what cannot be seen, black as well
+    image = Image.fromarray(np.dstack([np.zeros((8, 8, 3), np.uint8), alpha]))
+    more = {}
+    if mode in ("P", "RGB"):
+        image, more = Image.fromarray(alpha // 255), {"transparency": 0}
+        image.putpalette([0] * 768)
+    if mode == "RGB":
+        image, more = Image.fromarray(np.dstack([alpha] * 3)), {"transparency": (0, 0, 0)}
+    image = image.convert(mode) if mode == "LA" else image
+    image.save(tmp_path / "test" / "blue" / "0.png", **more)
+    found = data.imagefolder(root=tmp_path, size=8).test.images[0]
+    assert (found[:, :, 4:] == 255).all()
+    assert (found[:, :, :4] == (255 if mode == "RGB" else 0)).all()
+
+
 def test_hidden_files_are_no_images(tmp_path):
     write_folder(tmp_path)
     seen = data.imagefolder(root=tmp_path, size=8).sizes

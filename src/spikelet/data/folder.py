@@ -38,6 +38,7 @@ def imagefolder(
     unless `validation` asks for images held out of training. Without sub-folders `train`, a fifth
     of ROOT/CLASS is kept for the test. Held out by default: a tenth of the training images.
     Letters of `Train`, `test` and the like may be capitals; hidden files and folders are left out.
+    What is transparent becomes white.
     """
     folder = data_root(root)
     if download:
@@ -209,7 +210,7 @@ def _pixels(path: Path, size: int, channels: int) -> torch.Tensor:
     try:
         with Image.open(path) as opened:
             ImageOps.exif_transpose(opened, in_place=True)
-            image = _eight_bits(opened)
+            image = _opaque(_eight_bits(opened))
             image = image if image.mode == mode else image.convert(mode)
             if image.size != (size, size):
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
@@ -223,6 +224,14 @@ def _pixels(path: Path, size: int, channels: int) -> torch.Tensor:
             "repair or remove it",
         ) from error
     return torch.from_numpy(pixels.reshape(size, size, channels)).permute(2, 0, 1)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image on white, where it is transparent: what lies below has any colour, often black."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
