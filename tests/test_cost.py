@@ -18,7 +18,7 @@ from spikelet.execute import bptt, rate
 from spikelet.quantise import quantised
 from spikelet.recipe import Training
 from spikelet.terms import CrossEntropy, Logits
-from spikelet.train import cost
+from spikelet.train import cost, fit, loop
 from spikelet.train.cost import costs, epoch_seconds, macs_per_image, plainly
 
 FIRST, SECOND, THIRD = 6 * 12, 12 * 8, 8 * 3  # weights of `mlp`
@@ -107,6 +107,15 @@ def test_costs_scale_with_images_and_seconds() -> None:
         paid = costs(found, flat(), batches, training, 10.0)
         assert paid["macs"] == pytest.approx(20 * epochs * once)
         assert paid["ann_epochs"] is not None and 0 < paid["ann_epochs"] < 1e7
+
+
+def test_what_compiles_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = iter(range(100))  # a second whenever it is asked for
+    monkeypatch.setattr(loop, "seconds_compiling", lambda: next(spent))
+    images = torch.utils.data.TensorDataset(torch.randn(12, 6), torch.zeros(12, dtype=torch.long))
+    loader = torch.utils.data.DataLoader(images, 4)
+    first, second = fit(distiller(rate), loader, training=Training(epochs=2, learning_rate=1e-3))
+    assert first["seconds_compiling"] == second["seconds_compiling"] == 3
 
 
 def test_an_epoch_of_the_ann_takes_its_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "spikelet"
 
 LAYERS = (
-    "spike encode recipe errors heap folder processes dither late",
+    "spike encode recipe errors heap folder processes dither late compiling",
     "neuron norm models data checkpoint nested vision",
     "given graph cuts obstacles trace layout dual anchor slopes kernels windows carry folding "
     "unroll shared",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -25,7 +26,7 @@ from spikelet.measure import evaluating
 from spikelet.norm import estimate_norms
 from spikelet.quantise import quantised
 from spikelet.recipe import Recipe, Training, default_recipe
-from spikelet.train import load, prepare, read_json
+from spikelet.train import load, loop, prepare, read_json
 from spikelet.train.job import distill, load_data, teach
 from spikelet.train.load import teacher
 from spikelet.train.prepare import (
@@ -107,6 +108,19 @@ def test_without_estimate_statistics_are_the_running_average(
     norms = [[m for m in net.modules() if isinstance(m, _BatchNorm)] for net in nets]
     for ours, theirs in zip(*norms, strict=True):
         assert not torch.equal(ours.running_mean, theirs.running_mean)
+
+
+def test_seconds_leave_compilation_out(
+    taught: Path, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent = itertools.count()
+    monkeypatch.setattr(loop, "seconds_compiling", lambda: next(spent) * 1e-4)
+    row = run(taught, tmp_path / "run", dataset, recipe("logits"))["rows"][-1]
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    epochs = [json.loads(line) for line in lines]
+    assert all(each["seconds_compiling"] > 0 for each in epochs)
+    own = sum(each["seconds"] - each["seconds_compiling"] for each in epochs)
+    assert row["seconds"] == pytest.approx(own, abs=1e-6)
 
 
 def test_rows(taught: Path, tmp_path: Path, dataset: Dataset) -> None:

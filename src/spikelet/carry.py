@@ -15,8 +15,9 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from spikelet.compiling import compiled
 from spikelet.neuron import Integrator, Neuron, per_channel
-from spikelet.slopes import advance, compiled
+from spikelet.slopes import advance
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikelet.anchor import Anchor, Convolve, Fixed, Normalise, StraightThrough, Sum
+from spikelet.compiling import compiled
 from spikelet.dual import (
     Dual,
     Summand,
@@ -36,7 +37,7 @@ from spikelet.layout import as_rows, from_rows
 from spikelet.neuron import Neuron, per_channel
 from spikelet.norm import FrozenNorm
 from spikelet.shared import Shared, SharedNorm, common, moments, normalised, track
-from spikelet.slopes import Response, compiled, respond
+from spikelet.slopes import Response, respond
 from spikelet.windows import Windowed, linked, respond_in_windows
 
 LINEAR_MODULES = (

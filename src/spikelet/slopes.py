@@ -8,10 +8,6 @@ written out for IF and LIF.
 
 from __future__ import annotations
 
-import functools
-import importlib
-import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from spikelet import kernels
+from spikelet.compiling import compiled
 from spikelet.dual import Affine, Summand, window_means
 from spikelet.layout import as_rows, beginning_rows, begun, from_rows
 from spikelet.neuron import Integrator, Neuron, Scan, per_channel, scan
@@ -51,9 +48,6 @@ class Response:
     def mean_output(self) -> Tensor:
         """The time mean of the output, "B ..."."""
         return self.output.mean(0) if self.mean is None else self.mean
-
-
-COMPILED_FORMS = 64
 
 
 def respond(
@@ -287,45 +281,6 @@ def advance(
 def fused() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """`eligibility` compiled for any shape."""
     return compiled(eligibility)
-
-
-@functools.cache
-def compiled(form: Callable[..., Any]) -> Callable[..., Any]:
-    """A recursion compiled for any shape; as it is, with one line said, without a compiler."""
-    if not torch.cuda.is_available() and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        warnings.warn("no C++ compiler found: neurons run without the fused kernel", stacklevel=2)
-        return form
-    kernel = torch.compile(form, dynamic=True)
-    dynamo: Any = importlib.import_module("torch._dynamo.config")
-    shapes: Any = importlib.import_module("torch.fx.experimental._config")
-    known: set[tuple[Any, ...]] = set()
-
-    def run(*arguments: Any, **named: Any) -> Any:
-        arguments = tuple(_alone(each) for each in arguments)
-        named = {name: _alone(each) for name, each in named.items()}
-        seen = tuple(_form(each) for each in (*arguments, *named.values()))
-        if seen in known:
-            return kernel(*arguments, **named)
-        # each T and static input compiles anew: past the usual limit it would fall back silently;
-        # a batch as large as a layer is wide must not count as another form
-        with dynamo.patch(recompile_limit=COMPILED_FORMS), shapes.patch(use_duck_shape=False):
-            found = kernel(*arguments, **named)
-        known.add(seen)
-        return found
-
-    return run
-
-
-def _alone(argument: Any) -> Any:
-    """A tensor that is no view any more: how its base lies would count as another form."""
-    return argument.data if isinstance(argument, Tensor) and argument._is_view() else argument
-
-
-def _form(argument: Any) -> Any:
-    """What compilation may depend on: of a tensor its shape, order in memory and precision."""
-    if isinstance(argument, Tensor):
-        return argument.shape, argument.stride(), argument.dtype, argument.device
-    return argument
 
 
 class _Means(nn.Module):

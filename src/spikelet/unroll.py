@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
+from spikelet.compiling import compiled
 from spikelet.layout import as_rows, beginning_rows, begun, from_rows
 from spikelet.neuron import IF, LIF, PLIF, Integrator, Neuron, arriving
-from spikelet.slopes import compiled
 
 
 class Form(NamedTuple):

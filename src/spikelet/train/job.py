@@ -316,7 +316,8 @@ def _train(
         resume=resumable,
         console=place.console,
     )
-    cost = {"seconds": sum(h["seconds"] for h in history), "peak_mib": _peak(place.device)}
+    seconds = sum(h["seconds"] - h.get("seconds_compiling", 0.0) for h in history)
+    cost = {"seconds": seconds, "peak_mib": _peak(place.device)}
     judged = {h["epoch"]: h["validation"]["accuracy"] for h in history if h["validation"]}
     if not judged:
         return cost

@@ -122,7 +122,9 @@ def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
     for name, value in row["validation"].items():
         shown = f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4g}"
         fields.append(f"validation {name} {shown}")
-    fields += [f"{row['seconds']:.1f} s", f"{row['images_per_second']:.0f} images/s"]
+    compiling = row["seconds_compiling"]
+    apart = f" ({compiling:.1f} s of them compiling)" if compiling >= 1 else ""
+    fields += [f"{row['seconds']:.1f} s{apart}", f"{row['images_per_second']:.0f} images/s"]
     if row["rate"] is not None:
         fields.append(f"firing rate by layer {row['rate']:.3f}")
     return "  ".join(fields)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikelet.compiling import seconds_compiling
 from spikelet.errors import UserError
 from spikelet.given import require_batch
 from spikelet.processes import alike, meet, rank, total
@@ -145,6 +146,7 @@ class Loop:
         standing = self.state.standing
         self.state.distiller.train()
         then = ready = time.monotonic()
+        spent = seconds_compiling()
         for batch in self.remaining(stop):
             require_batch(batch)
             images, labels, *beside = batch
@@ -153,7 +155,8 @@ class Loop:
             found = self.step(images, labels, stop, *beside)
             now = time.monotonic()
             standing.seconds += now - then
-            then = now
+            standing.compiled += seconds_compiling() - spent
+            then, spent = now, seconds_compiling()
             due = self.due(now)
             if due:
                 standing.totals.settle()
@@ -259,6 +262,7 @@ class Loop:
             layers = {} if health is None else {k: dict(v) for k, v in health().items()}
         loss, parts = standing.totals.means()
         rates = [layer["rate"] for layer in layers.values()]
+        own = standing.seconds - standing.compiled
         row = {
             "epoch": standing.epoch + 1,
             "step": standing.epoch * self.length + standing.batch,
@@ -268,7 +272,8 @@ class Loop:
             "validation": validation,
             "seconds": standing.seconds,
             "seconds_waiting": standing.waited,
-            "images_per_second": standing.totals.images / max(standing.seconds, 1e-9),
+            "seconds_compiling": standing.compiled,
+            "images_per_second": standing.totals.images / max(own, 1e-9),
             "rate": sum(rates) / len(rates) if rates else None,
             "health": layers,
         }

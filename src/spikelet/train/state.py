@@ -32,13 +32,15 @@ from spikelet.train.totals import Totals
 class Standing:
     """Where a run stands: finished epochs, and batches and seconds of the unfinished one.
 
-    `waited` are those of the seconds in which a step waited for its images.
+    `waited` are those of the seconds in which a step waited for its images, `compiled` those in
+    which neurons were compiled.
     """
 
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0
     waited: float = 0.0
+    compiled: float = 0.0
     totals: Totals = field(default_factory=Totals)
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -79,6 +81,7 @@ class State:
                 "batch": standing.batch,
                 "seconds": standing.seconds,
                 "waited": standing.waited,
+                "compiled": standing.compiled,
                 "totals": standing.totals.stored(),
                 "history": standing.history,
             },
