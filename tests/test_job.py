@@ -27,6 +27,7 @@ from spikelet.norm import estimate_norms
 from spikelet.quantise import quantised
 from spikelet.recipe import Recipe, Training, default_recipe
 from spikelet.train import load, loop, prepare, read_json
+from spikelet.train import rows as rows_of_run
 from spikelet.train.job import distill, load_data, teach
 from spikelet.train.load import teacher
 from spikelet.train.prepare import (
@@ -36,7 +37,7 @@ from spikelet.train.prepare import (
     make_student,
     training_batches,
 )
-from spikelet.train.rows import LEARNED, control_rows
+from spikelet.train.rows import LEARNED, apart, control_rows
 from spikelet.train.running import encoder, encoding
 
 DATA = {"kind": "digits", "train": 200, "validation": 40}
@@ -108,6 +109,30 @@ def test_without_estimate_statistics_are_the_running_average(
     norms = [[m for m in net.modules() if isinstance(m, _BatchNorm)] for net in nets]
     for ours, theirs in zip(*norms, strict=True):
         assert not torch.equal(ours.running_mean, theirs.running_mean)
+
+
+def test_conversions_beside_many_steps() -> None:
+    assert apart(4) == [1, 2, 3, 4]
+    assert apart(12) == [*range(1, 9), 12]
+    assert apart(32) == [*range(1, 9), 16, 32]
+
+
+@pytest.mark.parametrize(("worth", "expected"), [(2**26, [False, True]), (1, [True, True])])
+def test_little_is_not_compiled_for_another_number_of_steps(
+    taught: Path,
+    tmp_path: Path,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    worth: int,
+    expected: list[bool],
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(rows_of_run, "WORTH", worth)
+    monkeypatch.setattr(
+        rows_of_run, "spiking_runner", lambda _, fuse: (asked.append(fuse), bptt)[1]
+    )
+    made = run(taught, tmp_path / "run", dataset, recipe("convert"))["rows"]
+    assert [each["steps"] for each in made] == [None, 1, 2] and asked == expected
 
 
 def test_seconds_leave_compilation_out(

@@ -17,12 +17,12 @@ from spikelet.measure.immunity import Right
 from spikelet.measure.inside import DISTURBANCES, disturbed
 from spikelet.measure.vitals import neuron_count
 from spikelet.neuron import Neuron
+from spikelet.train.rows import WORTH
 
 DRAWS = 3
 SHARE, LEAST = 2, 200  # of the images one in so many is used at each level, at least so many
 AGAIN, LEAST_AGAIN = 5, 50  # of those one in so many for the second and third draw
 BATCH, ACCELERATED_BATCH = 100, 1000
-WORTH = 2**26  # neurons times steps times images from which it pays to compile the scan
 IMAGE, FILE, INSIDE = "image", "file", "network"
 
 

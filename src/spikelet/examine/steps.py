@@ -22,7 +22,7 @@ from spikelet.measure.calibration import (
 from spikelet.measure.early import early_exit
 from spikelet.train.load import ANN, begun_as, teacher
 from spikelet.train.prepare import calibration
-from spikelet.train.rows import LEARNED, control_rows, evaluation, learning, row
+from spikelet.train.rows import LEARNED, apart, control_rows, evaluation, learning, row
 from spikelet.train.running import kind
 
 Answers = dict[int, Tensor]
@@ -63,7 +63,8 @@ def _controls(subject: Subject, source: nn.Module | None) -> list[dict[str, Any]
         return []
     images = calibration(subject.dataset, recipe.calibrate, recipe.seed, subject.device)
     given, note = teacher(subject.loaded), LEARNED if learning(recipe) else None
-    return control_rows(recipe, subject.dataset, given, _asked(subject), images, note, source)
+    steps = list(subject.over) or apart(subject.steps)
+    return control_rows(recipe, subject.dataset, given, steps, images, note, source)
 
 
 def _asked(subject: Subject) -> list[int]:

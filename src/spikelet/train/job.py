@@ -50,6 +50,7 @@ from spikelet.train.prepare import (
 from spikelet.train.rows import (
     GIVEN,
     added,
+    apart,
     control_rows,
     evaluation,
     learning,
@@ -258,13 +259,16 @@ def distill(
         if learning(recipe):
             value = teacher_accuracy(recipe, dataset, taught, teacher.kind, place.device)
             more["accuracy_teacher"] = value
+        if place.writes:
+            place.tell(f"measuring on {len(dataset.test):,} test images")
         rates = mean_rates(layers() if spiking(recipe) else {})
         more |= {"rate": rates["rate_by_layer"], **rates}
         steps = list(range(1, recipe.steps + 1))
         note = GIVEN if learning(recipe) else None
         rows = []
         if controls:
-            rows = control_rows(recipe, dataset, teacher, steps, images, note, source)
+            plain = apart(recipe.steps)
+            rows = control_rows(recipe, dataset, teacher, plain, images, note, source)
         if recipe.method != "convert" or not controls:
             rows += student_rows(recipe, dataset, student, steps, place.device)
         rows[-1].update(more)

@@ -11,6 +11,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from spikelet.compiling import seconds_compiling
 from spikelet.errors import UserError
 from spikelet.folder import append, replacing
 from spikelet.recipe import Training
@@ -55,6 +56,7 @@ class Log:
         done, total = standing.epoch * per_epoch + standing.batch, self.epochs * per_epoch
         self.task = self.bar.add_task("training", completed=done, total=total, loss="")
         self.began, self.first, self.total, self.told = time.monotonic(), done, total, False
+        self.compiled = seconds_compiling()
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -77,8 +79,12 @@ class Log:
         self._tell_duration(epoch * self.per_epoch + batch)
 
     def _tell_duration(self, done: int) -> None:
-        """Once, after the first batches, how long the rest will take, where that is long."""
-        passed, taken = time.monotonic() - self.began, done - self.first
+        """Once, after the first batches, how long the rest will take, where that is long.
+
+        What compiled before does not count: it is done once.
+        """
+        compiled = seconds_compiling() - self.compiled
+        passed, taken = time.monotonic() - self.began - compiled, done - self.first
         if self.told or passed < SETTLED or taken < 2:
             return
         self.told, each = True, passed / taken
@@ -116,7 +122,7 @@ def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
     parts = ", ".join(f"{name} {value:.4f}" for name, value in row["parts"].items())
     fields = [
         f"epoch {row['epoch']}/{epochs}",
-        f"loss {row['loss']:.4f}" + (f" ({parts})" if parts else ""),
+        f"loss {row['loss']:.4f}" + (f" (unweighted: {parts})" if parts else ""),
         f"learning rate {row['learning_rate']:.3g}",
     ]
     for name, value in row["validation"].items():

@@ -12,6 +12,7 @@ from spikelet.convert import convert
 from spikelet.data import Batches, Dataset, Split
 from spikelet.distill import freeze
 from spikelet.measure import accuracy, accuracy_over_steps
+from spikelet.measure.vitals import neuron_count
 from spikelet.obstacles import reason
 from spikelet.processes import processes, rank
 from spikelet.recipe import NEURONS, Recipe, build
@@ -23,6 +24,8 @@ EVALUATION_BATCH, ACCELERATED_BATCH = 250, 1000
 GIVEN, LEARNED = "given, before joint training", "after joint training"
 BEGUN = "of the student's ANN"
 COSTS = ("seconds", "ann_epochs", "macs")
+WORTH = 2**26  # neurons times steps times images from which it pays to compile the scan
+EVERY = 8  # T up to which a conversion is measured at each number of steps
 
 
 def evaluation(split: Split, dataset: Dataset, device: torch.device) -> Iterator[Any]:
@@ -61,6 +64,14 @@ def added(student: Mapping[str, Any], ann: Mapping[str, Any]) -> dict[str, Any]:
 def learning(recipe: Recipe) -> bool:
     """Whether the teacher ends as another than it began."""
     return recipe.joint and recipe.method != "convert"
+
+
+def apart(last: int) -> list[int]:
+    """The T at which conversions stand beside a student of `last` steps, each a run of its own.
+
+    All of them up to 8, then the powers of two and the last: all would cost as its square.
+    """
+    return [t for t in range(1, last + 1) if t <= EVERY or t == last or t & (t - 1) == 0]
 
 
 def control_rows(
@@ -109,8 +120,11 @@ def _converted(
     encode, rows = encoder(recipe, dataset.mean, dataset.std), []
     for t in steps:
         converted = convert(net, build("neuron", recipe.neuron, NEURONS), steps=t, calibrate=images)
+        size = neuron_count(converted, encode(images[:1], 1)[0])
+        known = t == recipe.steps or size * t * len(dataset.test) >= WORTH
+        way = spiking_runner(recipe, fuse=known)
         batches = evaluation(dataset.test, dataset, images.device)
-        value = accuracy_over_steps(converted, batches, [t], spiking_runner(recipe), encode)[t]
+        value = accuracy_over_steps(converted, batches, [t], way, encode)[t]
         rows.append(row("convert", t, value, recipe.seed, **more))
     return rows
 

@@ -76,10 +76,10 @@ def kind(recipe: Recipe) -> str:
     return " ".join([*(word for word, said in words.items() if said), "snn"])
 
 
-def spiking_runner(recipe: Recipe) -> Execute:
-    """How a spiking network of a recipe is measured."""
+def spiking_runner(recipe: Recipe, fuse: bool = True) -> Execute:
+    """How a spiking network of a recipe is measured; without `fuse` nothing is compiled for it."""
     ways: dict[str | None, Execute] = {"rate": rate, "bptt": bptt}
-    chosen: dict[str, Any] = {"fuse": True} if recipe.execute.get("fuse") else {}
+    chosen: dict[str, Any] = {"fuse": True} if fuse and recipe.execute.get("fuse") else {}
     if recipe.execute.get("order") == "time":
         chosen["order"] = "time"
     way = ways.get(recipe.execute.get("kind")) if chosen else None

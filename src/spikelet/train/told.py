@@ -96,7 +96,7 @@ def worsened(
     if not fresh and mine < plain - 2 * error:
         place.tell(
             f"the student answers {mine:.1%} of the test images rightly, its conversion without "
-            f"training {plain:.1%}: train it longer, or take a lower --learning-rate"
+            f"training {plain:.1%}: take a lower --learning-rate, or train it longer"
         )
 
 
