@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from small import network, student
 from spikelet.encode import Poisson
 from spikelet.errors import UserError
-from spikelet.examine.saliency import SHUFFLED, examine, look, say
+from spikelet.examine.saliency import SHUFFLED, _intervals, examine, look, say
 from spikelet.execute import bptt
 from spikelet.measure.masking import SHARES, curves, ends, random_order
 from spikelet.measure.saliency import (
@@ -36,6 +36,15 @@ from watched import seen, watched
 @pytest.fixture(scope="module")
 def captum() -> ModuleType:
     return pytest.importorskip("captum.attr", reason="captum is not installed")
+
+
+def test_intervals_of_few_images_end_where_the_measure_does() -> None:
+    few = {"rank": torch.tensor([1.0, -1.0]), "overlap": torch.tensor([0.2, 0.3])}
+    found = _intervals(few)
+    assert (found["rank"]["low"], found["rank"]["high"]) == (-1, 1)
+    assert -1 < found["overlap"]["low"] < 0.25 < found["overlap"]["high"] < 1
+    apart = _intervals(few, {"rank": torch.tensor([-1.0, 1.0]), "overlap": torch.zeros(2)})
+    assert (apart["rank"]["low"], apart["rank"]["high"]) == (-2, 2)
 
 
 def pictures(count: int = 5) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ def obstacles(net: fx.GraphModule) -> list[Obstacle]:
         obstacle = _obstacle(node, modules)
         if obstacle is not None:
             found.append(obstacle)
-    if not any(is_activation(n, modules) for n in net.graph.nodes):
+    if not found and not any(is_activation(n, modules) for n in net.graph.nodes):
         found.append(Obstacle("(model)", "no ReLU", "convert a network with ReLU activations"))
     return found
 

@@ -178,19 +178,23 @@ def _over_seeds(maps: Mapping[str, Tensor], first: str, subject: Subject) -> lis
 def _intervals(
     values: Mapping[str, Tensor], less: Mapping[str, Tensor] | None = None
 ) -> dict[str, Any]:
-    """Mean and interval of each measure over images, or of its paired difference."""
+    """Mean and interval of each measure over images, or of its paired difference.
+
+    Measures lie between -1 and 1; so do the ends of their intervals.
+    """
     none = {name: torch.zeros_like(value) for name, value in values.items()}
-    return {name: _interval(value, (less or none)[name]) for name, value in values.items()}
+    most = 1.0 if less is None else 2.0
+    return {name: _interval(value, (less or none)[name], most) for name, value in values.items()}
 
 
-def _interval(values: Tensor, less: Tensor) -> dict[str, Any]:
+def _interval(values: Tensor, less: Tensor, most: float) -> dict[str, Any]:
     """Over the images where both are defined; None where these are fewer than two."""
     there = ~(values.isnan() | less.isnan())
     count = int(there.sum())
     if count < 2:
         return {"mean": None, "low": None, "high": None, "n": count}
     mean, low, high = paired_interval(values[there].tolist(), less[there].tolist())
-    return {"mean": mean, "low": low, "high": high, "n": count}
+    return {"mean": mean, "low": max(low, -most), "high": min(high, most), "n": count}
 
 
 def _masked(subject: Subject, looked: Looked, tell: Tell) -> dict[str, Any]:
