@@ -249,7 +249,7 @@ def test_convert_trains_nothing(
     words = ["distill", "--teacher", str(taught_digits), "--method", "convert", "--steps", "1"]
     assert main([*words, "--epochs", "3", "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
-    assert "convert trains nothing, so --epochs is not used" in said
+    assert "convert trains nothing and leaves --epochs aside" in said
 
 
 def test_steps_and_folders_are_what_they_should_be(runs: dict[str, Path]) -> None:

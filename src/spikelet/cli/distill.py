@@ -146,7 +146,7 @@ def run(options: Namespace, leaves: Sequence[Leaf], console: Console) -> dict[st
     device = device_of(options)
     unused = [flag for name, flag in LENGTH.items() if getattr(options, name) is not None]
     if recipe.method == "convert" and unused and recipe.ann is None:
-        words = f"convert trains nothing, so {' and '.join(unused)} is not used"
+        words = f"convert trains nothing and leaves {' and '.join(unused)} aside"
         console.print(words, markup=False, highlight=False, soft_wrap=True)
     from spikelet.train import job
 
