@@ -155,8 +155,9 @@ class Loop:
             found = self.step(images, labels, stop, *beside)
             now = time.monotonic()
             standing.seconds += now - then
-            standing.compiled += seconds_compiling() - spent
-            then, spent = now, seconds_compiling()
+            compiled = seconds_compiling()
+            standing.compiled += compiled - spent
+            then, spent = now, compiled
             due = self.due(now)
             if due:
                 standing.totals.settle()
