@@ -22,7 +22,7 @@ from spikelet.data import Dataset, Split, normalise
 from spikelet.encode import Poisson
 from spikelet.errors import UserError
 from spikelet.execute import bptt, rate
-from spikelet.measure import evaluating
+from spikelet.measure import answers_over_steps, evaluating
 from spikelet.norm import estimate_norms
 from spikelet.quantise import quantised
 from spikelet.recipe import Recipe, Training, default_recipe
@@ -37,7 +37,7 @@ from spikelet.train.prepare import (
     make_student,
     training_batches,
 )
-from spikelet.train.rows import LEARNED, apart, control_rows
+from spikelet.train.rows import LEARNED, WORTH, apart, control_rows, measurer
 from spikelet.train.running import encoder, encoding
 
 DATA = {"kind": "digits", "train": 200, "validation": 40}
@@ -439,6 +439,11 @@ def test_layers_that_begin_late_spike_as_the_levels_they_were_trained_by(
     with evaluating(made.net):
         levels = quantised(made.net, x.expand(2, *x.shape)).mean_logits
     torch.testing.assert_close(made.predict(x), levels, rtol=1e-4, atol=1e-4)
+    few, many = (measurer(made.recipe, made.net, x[:1], 2, count) for count in (50, WORTH))
+    assert few is bptt and many.func is rate and many.keywords == {"fuse": True}
+    slow, fast = (answers_over_steps(made.net, x, [1, 2], way) for way in (few, many))
+    for t in (1, 2):
+        torch.testing.assert_close(fast[t], slow[t], rtol=1e-4, atol=1e-4)
     for strange in (dataset.test.images[:5], x.double(), x.numpy()):
         with pytest.raises(UserError, match="expected normalised images"):
             made.predict(strange)

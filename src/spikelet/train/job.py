@@ -54,12 +54,13 @@ from spikelet.train.rows import (
     control_rows,
     evaluation,
     learning,
+    measurer,
     row,
     student_rows,
     teacher_accuracy,
 )
 from spikelet.train.run import SCHEMA, card, digest, identity, write_json
-from spikelet.train.running import encoder, runner, spiking
+from spikelet.train.running import encoder, spiking
 from spikelet.train.stored import DESCRIPTIONS, RESULTS_FILE, stored_accuracy
 from spikelet.train.told import (
     announce,
@@ -225,8 +226,8 @@ def distill(
 
     def score(split: Split) -> float:
         batches = evaluation(split, dataset, place.device)
-        found = accuracy_over_steps(student, batches, [last], runner(recipe), encode)
-        return found[last]
+        way = measurer(recipe, student, encode(images[:1], 1)[0], last, len(split))
+        return accuracy_over_steps(student, batches, [last], way, encode)[last]
 
     def layers() -> Mapping[str, Mapping[str, float]]:
         return health(student, images[:HEALTH_IMAGES], last, encode)
@@ -270,7 +271,7 @@ def distill(
             plain = apart(recipe.steps)
             rows = control_rows(recipe, dataset, teacher, plain, images, note, source)
         if recipe.method != "convert" or not controls:
-            rows += student_rows(recipe, dataset, student, steps, place.device)
+            rows += student_rows(recipe, dataset, student, steps, images)
         rows[-1].update(more)
         doubt(rows[0], dataset, place)
         worsened(rows, recipe, dataset, place)

@@ -32,8 +32,8 @@ def encoder(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Enco
 
 
 def runner(recipe: Recipe) -> Execute:
-    """How a student is measured: quantised, fused or step by step if trained so, else unrolled."""
-    return spiking_runner(recipe) if spiking(recipe) else quantised
+    """How a student answers: quantised, fused or step by step if trained so, else unrolled."""
+    return spiking_runner(recipe, fuse=not by_levels(recipe)) if spiking(recipe) else quantised
 
 
 def trainer(recipe: Recipe) -> Execute:
@@ -77,9 +77,13 @@ def kind(recipe: Recipe) -> str:
 
 
 def spiking_runner(recipe: Recipe, fuse: bool = True) -> Execute:
-    """How a spiking network of a recipe is measured; without `fuse` nothing is compiled for it."""
-    ways: dict[str | None, Execute] = {"rate": rate, "bptt": bptt}
-    chosen: dict[str, Any] = {"fuse": True} if fuse and recipe.execute.get("fuse") else {}
+    """How a spiking network of a recipe is measured; without `fuse` nothing is compiled for it.
+
+    One that was trained as the quantised network answers by fused rates, the fastest way in time.
+    """
+    ways: dict[str | None, Execute] = {"rate": rate, "bptt": bptt, "quantised": rate}
+    fused = by_levels(recipe) or recipe.execute.get("fuse")
+    chosen: dict[str, Any] = {"fuse": True} if fuse and fused else {}
     if recipe.execute.get("order") == "time":
         chosen["order"] = "time"
     way = ways.get(recipe.execute.get("kind")) if chosen else None
