@@ -26,8 +26,7 @@ from spikelet.measure import answers_over_steps, evaluating
 from spikelet.norm import estimate_norms
 from spikelet.quantise import quantised
 from spikelet.recipe import Recipe, Training, default_recipe
-from spikelet.train import load, loop, prepare, read_json
-from spikelet.train import rows as rows_of_run
+from spikelet.train import load, loop, prepare, read_json, running
 from spikelet.train.job import distill, load_data, teach
 from spikelet.train.load import teacher
 from spikelet.train.prepare import (
@@ -37,8 +36,8 @@ from spikelet.train.prepare import (
     make_student,
     training_batches,
 )
-from spikelet.train.rows import LEARNED, WORTH, apart, control_rows, measurer
-from spikelet.train.running import encoder, encoding
+from spikelet.train.rows import LEARNED, apart, control_rows
+from spikelet.train.running import WORTH, encoder, encoding, measurer
 
 DATA = {"kind": "digits", "train": 200, "validation": 40}
 QUIET = Console(quiet=True)
@@ -127,12 +126,23 @@ def test_little_is_not_compiled_for_another_number_of_steps(
     expected: list[bool],
 ) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(rows_of_run, "WORTH", worth)
-    monkeypatch.setattr(
-        rows_of_run, "spiking_runner", lambda _, fuse: (asked.append(fuse), bptt)[1]
-    )
+    monkeypatch.setattr(running, "WORTH", worth)
+    monkeypatch.setattr(running, "spiking_runner", lambda _, fuse: (asked.append(fuse), bptt)[1])
     made = run(taught, tmp_path / "run", dataset, recipe("convert"))["rows"]
     assert [each["steps"] for each in made] == [None, 1, 2] and asked == expected
+
+
+@pytest.mark.parametrize("kind", ["rate", "bptt"])
+def test_few_images_are_not_worth_compiling(taught: Path, dataset: Dataset, kind: str) -> None:
+    mine = recipe(execute={"kind": kind, "fuse": True})
+    images = calibration(dataset, 64, 0, torch.device("cpu"))
+    student, _ = make_student(mine, dataset, load(taught), images)
+    few, many, again = (
+        measurer(mine, student, images[:1], 2, *more) for more in ((1,), (WORTH,), (1, True))
+    )
+    assert few is bptt and many.keywords == again.keywords == {"fuse": True}
+    answers = [answers_over_steps(student, images, [2], way)[2] for way in (few, many)]
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
 
 
 def test_seconds_leave_compilation_out(

@@ -17,7 +17,7 @@ from spikelet.measure.immunity import Right
 from spikelet.measure.inside import DISTURBANCES, disturbed
 from spikelet.measure.vitals import neuron_count
 from spikelet.neuron import Neuron
-from spikelet.train.rows import WORTH
+from spikelet.train.running import WORTH
 
 DRAWS = 3
 SHARE, LEAST = 2, 200  # of the images one in so many is used at each level, at least so many

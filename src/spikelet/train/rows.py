@@ -11,22 +11,18 @@ from torch import Tensor, nn
 from spikelet.convert import convert
 from spikelet.data import Batches, Dataset, Split
 from spikelet.distill import freeze
-from spikelet.execute import Execute
 from spikelet.measure import accuracy, accuracy_over_steps
-from spikelet.measure.vitals import neuron_count
 from spikelet.obstacles import reason
 from spikelet.processes import processes, rank
-from spikelet.quantise import quantised
 from spikelet.recipe import NEURONS, Recipe, build
 from spikelet.train.crossed import images_of, sees
 from spikelet.train.load import SNN, Loaded
-from spikelet.train.running import by_levels, encoder, kind, spiking, spiking_runner
+from spikelet.train.running import by_levels, encoder, kind, measurer, spiking
 
 EVALUATION_BATCH, ACCELERATED_BATCH = 250, 1000
 GIVEN, LEARNED = "given, before joint training", "after joint training"
 BEGUN = "of the student's ANN"
 COSTS = ("seconds", "ann_epochs", "macs")
-WORTH = 2**26  # neurons times steps times images from which it pays to compile the scan
 EVERY = 8  # T up to which a conversion is measured at each number of steps
 
 
@@ -113,18 +109,6 @@ def control_rows(
     return rows + _converted(recipe, dataset, net, steps, images, **later)
 
 
-def measurer(recipe: Recipe, net: nn.Module, shown: Tensor, steps: int, count: int) -> Execute:
-    """How `count` images are answered in T steps: compiled if training was, or where that pays.
-
-    `shown` is what the network sees of one of them at a step, "1 C H W".
-    """
-    if not spiking(recipe):
-        return quantised
-    known = steps == recipe.steps and not by_levels(recipe)
-    size = 0 if known else neuron_count(net, shown)
-    return spiking_runner(recipe, fuse=known or size * steps * count >= WORTH)
-
-
 def _converted(
     recipe: Recipe, dataset: Dataset, net: nn.Module, steps: list[int], images: Tensor, **more: Any
 ) -> list[dict[str, Any]]:
@@ -134,7 +118,8 @@ def _converted(
     encode, rows = encoder(recipe, dataset.mean, dataset.std), []
     for t in steps:
         converted = convert(net, build("neuron", recipe.neuron, NEURONS), steps=t, calibrate=images)
-        way = measurer(recipe, converted, encode(images[:1], 1)[0], t, len(dataset.test))
+        shown, known = encode(images[:1], 1)[0], t == recipe.steps and not by_levels(recipe)
+        way = measurer(recipe, converted, shown, t, len(dataset.test), known)
         batches = evaluation(dataset.test, dataset, images.device)
         value = accuracy_over_steps(converted, batches, [t], way, encode)[t]
         rows.append(row("convert", t, value, recipe.seed, **more))
@@ -184,6 +169,7 @@ def student_rows(
     wanted = steps if spiking(recipe) else [recipe.steps]
     batches = evaluation(dataset.test, dataset, images.device)
     encode = encoder(recipe, dataset.mean, dataset.std)
-    way = measurer(recipe, student, encode(images[:1], 1)[0], max(wanted), len(dataset.test))
+    shown, known = encode(images[:1], 1)[0], not by_levels(recipe)
+    way = measurer(recipe, student, shown, max(wanted), len(dataset.test), known)
     found = accuracy_over_steps(student, batches, wanted, way, encode)
     return [row(recipe.method, t, found[t], recipe.seed, kind=kind(recipe)) for t in wanted]

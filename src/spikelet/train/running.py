@@ -7,12 +7,15 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikelet.execute import Execute, bptt, rate
 from spikelet.measure.accuracy import Encode
+from spikelet.measure.vitals import neuron_count
 from spikelet.quantise import quantised
 from spikelet.recipe import ENCODERS, Recipe, build, resolve
+
+WORTH = 2**26  # neurons times steps times images from which it pays to compile the scan
 
 
 def encoding(
@@ -34,6 +37,25 @@ def encoder(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Enco
 def runner(recipe: Recipe) -> Execute:
     """How a student answers: quantised, fused or step by step if trained so, else unrolled."""
     return spiking_runner(recipe, fuse=not by_levels(recipe)) if spiking(recipe) else quantised
+
+
+def measurer(
+    recipe: Recipe, net: nn.Module, shown: Tensor, steps: int, count: int, known: bool = False
+) -> Execute:
+    """How `count` images are answered in T steps, compiled where that pays.
+
+    Args:
+        recipe: of the student.
+        net: the network that answers.
+        shown: what it sees of an image at a step, "1 C H W".
+        steps: T.
+        count: how many images there are.
+        known: whether its neurons were compiled for as many steps before.
+    """
+    if not spiking(recipe):
+        return quantised
+    size = 0 if known else neuron_count(net, shown)
+    return spiking_runner(recipe, fuse=known or size * steps * count >= WORTH)
 
 
 def trainer(recipe: Recipe) -> Execute:
