@@ -314,6 +314,9 @@ def test_a_student_without_spikes_or_with_late_ones_is_told(
     mine = dataclasses.replace(mine, encode={"kind": "mixed"})
     assert "begin late" not in told(taught, tmp_path / "c", dataset, mine)
     assert "no spikes" not in told(taught, tmp_path / "d", dataset, recipe("qann"))
+    mine = recipe(execute=levels, neuron=late | {"delay": 7})
+    said = told(taught, tmp_path / "e", dataset, mine)
+    assert "--neuron.delay 7 at T = 2 is a delay of 1" in said
 
 
 class Branches(nn.Module):

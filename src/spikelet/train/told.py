@@ -114,7 +114,7 @@ def outgrown(rows: Sequence[Mapping[str, Any]], taught: bool, place: Place) -> N
 
 
 def warn(recipe: Recipe, place: Place) -> None:
-    """Says so where a student has no spikes, and where it answers at a single T."""
+    """Says so where a student has no spikes, answers at a single T, or cannot begin so late."""
     if not place.writes or recipe.method == "qann":
         return
     if not spiking(recipe):
@@ -128,6 +128,9 @@ def warn(recipe: Recipe, place: Place) -> None:
             f"its layers begin late: it is trained to answer at T = {recipe.steps}, and at fewer "
             "steps it is another network; --encode mixed trains all of them"
         )
+    delay, most = recipe.neuron.get("delay", 0), recipe.steps - 1
+    if delay > most:
+        place.tell(f"--neuron.delay {delay} at T = {recipe.steps} is a delay of {most}, T - 1")
 
 
 def unconverted(model: nn.Module, place: Place) -> None:
