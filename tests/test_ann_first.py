@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 from spikelet.cli import main
 from spikelet.cli.again import command_of
@@ -38,7 +39,7 @@ from spikelet.train.place import Place
 from spikelet.train.prepare import ann_recipe, calibration, make_student, require_ann
 from spikelet.train.rows import evaluation
 from spikelet.train.running import encoder
-from spikelet.train.told import outgrown
+from spikelet.train.told import cramped, outgrown
 
 DATA = {"kind": "digits", "train": 200, "validation": 40}
 QUIET = Console(quiet=True)
@@ -300,6 +301,20 @@ def test_a_teacher_that_is_outgrown_is_told(
     place = Place(tmp_path, CPU, Console(file=said, width=300), False)
     outgrown(rows, taught, place)
     assert ("little to learn" in said.getvalue()) == told
+
+
+@pytest.mark.parametrize(
+    ("width", "steps", "taught", "told"),
+    [(9, 1, True, True), (9, 2, True, False), (9, 1, False, False), (5000, 1, True, False)],
+)
+def test_a_student_too_small_for_a_teacher_is_told(
+    tmp_path: Path, width: int, steps: int, taught: bool, told: bool
+) -> None:
+    said = io.StringIO()
+    place = Place(tmp_path, CPU, Console(file=said, width=300), False)
+    cramped(nn.Linear(width, 1), steps, taught, place)
+    assert ("with 10 weights at T = 1" in said.getvalue()) == told
+    assert ("--method none" in said.getvalue()) == told
 
 
 def test_the_table_has_a_line_for_the_ann(taught: Path, tmp_path: Path, dataset: Dataset) -> None:

@@ -64,6 +64,7 @@ from spikelet.train.stored import DESCRIPTIONS, RESULTS_FILE, stored_accuracy
 from spikelet.train.told import (
     announce,
     begin_anew,
+    cramped,
     doubt,
     outgrown,
     unconverted,
@@ -275,7 +276,9 @@ def distill(
         rows[-1].update(more)
         doubt(rows[0], dataset, place)
         worsened(rows, recipe, dataset, place)
-        outgrown(rows, distiller.teacher is not None, place)
+        guided = distiller.teacher is not None
+        outgrown(rows, guided, place)
+        cramped(student, recipe.steps, guided, place)
         lineage = dict(teacher.description)
         if place.writes:
             lineage["sha256"] = digest(place.out / TEACHER_FILE)

@@ -24,6 +24,7 @@ from spikelet.train.running import single, spiking
 
 NAMED = 5  # classes that are listed
 LOOKED_AT = 1000  # training images, where there are none for validation
+SMALL = 5_000  # weights of a student below which a teacher was no help at T = 1 (docs/recipe.md)
 HARDLY = 1.5  # times chance: a teacher below it has nothing to teach
 
 
@@ -110,6 +111,16 @@ def outgrown(rows: Sequence[Mapping[str, Any]], taught: bool, place: Place) -> N
             f"the ANN that the student began as answers {own:.1%} of the test images rightly, its "
             f"teacher {teacher['accuracy']:.1%}: there is little to learn from it, and "
             "--method none may do better"
+        )
+
+
+def cramped(student: nn.Module, steps: int, taught: bool, place: Place) -> None:
+    """Says so where a student that is taught is too small to fit more than its labels in a step."""
+    weights = sum(p.numel() for p in student.parameters())
+    if taught and steps == 1 and weights < SMALL and place.writes:
+        place.tell(
+            f"with {weights:,} weights at T = 1 a student hardly fits its labels, and a teacher "
+            "may cost it more than it gives (0.7 points on MNIST): compare with --method none"
         )
 
 
