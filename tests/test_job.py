@@ -446,6 +446,12 @@ def test_layers_that_begin_late_spike_as_the_levels_they_were_trained_by(
         for each in (found, plain)
     )
     assert set(mine) == {1, 2} and set(rival) == {2}  # spikes for any number of steps
+    untrained = run(taught, tmp_path / "untrained", dataset, recipe("convert"))
+    first, second = (
+        [row["accuracy"] for row in each["rows"] if row["method"] == "convert"]
+        for each in (untrained, plain)
+    )
+    assert first == second and len(first) == 2  # a rival without spikes changes no control
     assert 0 < mine[2]["rate"] < 1 and rival[2]["rate"] is None
     made = load(tmp_path / "late")
     x = normalise(dataset.test.images[:50], dataset)

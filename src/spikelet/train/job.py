@@ -59,7 +59,7 @@ from spikelet.train.rows import (
     teacher_accuracy,
 )
 from spikelet.train.run import SCHEMA, card, digest, identity, write_json
-from spikelet.train.running import by_levels, encoder, measurer, spiking
+from spikelet.train.running import by_levels, encoder, spiking, student_measurer
 from spikelet.train.stored import DESCRIPTIONS, RESULTS_FILE, stored_accuracy
 from spikelet.train.told import (
     announce,
@@ -227,7 +227,7 @@ def distill(
     def score(split: Split) -> float:
         batches = evaluation(split, dataset, place.device)
         known = not by_levels(recipe)
-        way = measurer(recipe, student, encode(images[:1], 1)[0], last, len(split), known)
+        way = student_measurer(recipe, student, encode(images[:1], 1)[0], last, len(split), known)
         return accuracy_over_steps(student, batches, [last], way, encode)[last]
 
     def layers() -> Mapping[str, Mapping[str, float]]:

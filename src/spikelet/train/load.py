@@ -27,7 +27,7 @@ from spikelet.neuron import Neuron
 from spikelet.norm import freeze_norms
 from spikelet.recipe import DATA, NEURONS, Recipe, build, resolve
 from spikelet.train.run import digest, identity, read_recipe
-from spikelet.train.running import encoder, measurer
+from spikelet.train.running import encoder, student_measurer
 from spikelet.train.stored import (
     DESCRIPTIONS,
     RESULTS_FILE,
@@ -120,7 +120,7 @@ class Loaded:
             raise UserError(f"steps = {steps!r}", "expected a whole number of at least 1", "try 2")
         encode = encoder(self.recipe, *statistics(self.path / "card.json"))
         shown = encode(images[:1], 1)[0]
-        way = measurer(self.recipe, self.net, shown, steps, len(images))
+        way = student_measurer(self.recipe, self.net, shown, steps, len(images))
         return answers_over_steps(self.net, images, [steps], way, encode)[steps]
 
 

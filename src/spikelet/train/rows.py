@@ -17,7 +17,14 @@ from spikelet.processes import processes, rank
 from spikelet.recipe import NEURONS, Recipe, build
 from spikelet.train.crossed import images_of, sees
 from spikelet.train.load import SNN, Loaded
-from spikelet.train.running import by_levels, encoder, kind, measurer, spiking
+from spikelet.train.running import (
+    by_levels,
+    encoder,
+    kind,
+    measurer,
+    spiking,
+    student_measurer,
+)
 
 EVALUATION_BATCH, ACCELERATED_BATCH = 250, 1000
 GIVEN, LEARNED = "given, before joint training", "after joint training"
@@ -170,6 +177,6 @@ def student_rows(
     batches = evaluation(dataset.test, dataset, images.device)
     encode = encoder(recipe, dataset.mean, dataset.std)
     shown, known = encode(images[:1], 1)[0], not by_levels(recipe)
-    way = measurer(recipe, student, shown, max(wanted), len(dataset.test), known)
+    way = student_measurer(recipe, student, shown, max(wanted), len(dataset.test), known)
     found = accuracy_over_steps(student, batches, wanted, way, encode)
     return [row(recipe.method, t, found[t], recipe.seed, kind=kind(recipe)) for t in wanted]

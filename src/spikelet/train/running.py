@@ -39,21 +39,24 @@ def runner(recipe: Recipe) -> Execute:
     return spiking_runner(recipe, fuse=not by_levels(recipe)) if spiking(recipe) else quantised
 
 
+def student_measurer(recipe: Recipe, *asked: Any) -> Execute:
+    """How the student of a recipe answers; as `measurer`, but that it may have no spikes."""
+    return measurer(recipe, *asked) if spiking(recipe) else quantised
+
+
 def measurer(
     recipe: Recipe, net: nn.Module, shown: Tensor, steps: int, count: int, known: bool = False
 ) -> Execute:
-    """How `count` images are answered in T steps, compiled where that pays.
+    """How a spiking network answers `count` images in T steps, compiled where that pays.
 
     Args:
         recipe: of the student.
-        net: the network that answers.
+        net: the student, or a conversion beside it.
         shown: what it sees of an image at a step, "1 C H W".
         steps: T.
         count: how many images there are.
         known: whether its neurons were compiled for as many steps before.
     """
-    if not spiking(recipe):
-        return quantised
     size = 0 if known else neuron_count(net, shown)
     return spiking_runner(recipe, fuse=known or size * steps * count >= WORTH)
 
