@@ -471,6 +471,24 @@ def test_layers_that_begin_late_spike_as_the_levels_they_were_trained_by(
             made.predict(strange)
 
 
+class Changed(nn.Module):
+    """A network that torch cannot train: it overwrites what its gradient needs, or has none."""
+
+    def __init__(self, detach: bool) -> None:
+        super().__init__()
+        self.conv, self.detach = nn.Conv2d(1, 4, 3), detach
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.conv(x))
+        return (y.detach() if self.detach else y.mul_(0.5)).mean((2, 3))
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_network_without_a_gradient_is_refused(detach: bool) -> None:
+    with pytest.raises(UserError, match="its gradient cannot be taken"):
+        prepare.require_logits(Changed(detach), torch.rand(2, 1, 8, 8))
+
+
 class Aided(Branches):
     """A network with another output while it trains."""
 

@@ -153,12 +153,20 @@ def _lays_freely(net: nn.Module) -> bool:
 
 
 def require_logits(net: nn.Module, images: Tensor) -> None:
-    """Refuses a network that gives more than logits while it trains, before its run begins."""
-    if isinstance(net, fx.GraphModule):
-        return
+    """Refuses a network that gives more than logits, or cannot be trained, before its run begins.
+
+    Raises:
+        UserError: for other outputs, and where no gradient of its logits can be taken.
+    """
     tried = copy.deepcopy(net).train()
-    with torch.random.fork_rng(), torch.no_grad():
-        run_ann(tried, still(images).unsqueeze(0))
+    with torch.random.fork_rng(), torch.enable_grad():
+        logits = run_ann(tried, still(images).unsqueeze(0)).logits
+        try:
+            logits.sum().backward()
+        except RuntimeError as error:
+            why = str(error).partition(":")[0]
+            fix = "take detach(), no_grad() and operations in place (mul_, +=) out of its forward"
+            raise UserError("model", f"its gradient cannot be taken ({why})", fix) from error
 
 
 def require_ann(ann: Loaded, recipe: Recipe, dataset: Dataset) -> None:
