@@ -27,7 +27,7 @@ from spikelet.cli import distill, main
 from spikelet.cli.again import command_of
 from spikelet.cli.arguments import parse
 from spikelet.cli.leaves import Leaf, overridden, split
-from spikelet.cli.output import accuracy_table
+from spikelet.cli.output import accuracy_table, priced, show
 from spikelet.cli.typed import told
 from spikelet.data import Dataset, Split, digits
 from spikelet.errors import UserError
@@ -438,10 +438,21 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def test_table_of_many_steps_shows_some_of_them() -> None:
     common = {"std": None, "n": 1, "seed": 0, "split": "test", "method": "logits"}
-    for last, shown in ((8, range(1, 9)), (12, (1, 2, 4, 8, 12)), (16, (1, 2, 4, 8, 16))):
+    some = {8: (1, 2, 4, 8), 12: (1, 2, 4, 8, 12), 16: (1, 2, 4, 8, 16)}
+    for last, shown in ({7: range(1, 8)} | some).items():
         rows = [{"steps": t, "accuracy": t / 100, **common} for t in range(1, last + 1)]
         head = table(rows).splitlines()[1]
         assert [each for each in head.split() if "T=" in each] == [f"T={t}" for t in shown]
+
+
+def test_what_training_took_stands_below_the_table() -> None:
+    common = {"std": None, "n": 1, "seed": 0, "split": "test", "method": "logits", "steps": 2}
+    rows = [{"accuracy": 0.5, "seconds": 1234.5, "ann_epochs": 7.25, **common}]
+    console = Console(record=True, width=80, file=io.StringIO())
+    show(console, {"rows": rows})
+    last = console.export_text().splitlines()[-1]
+    assert last == "training took 1,234 s, the price of 7.2 epochs of training the teacher"
+    assert priced({"seconds": 3.0, "ann_epochs": None}) == priced({}) == ""
 
 
 def test_table_names_what_teaches() -> None:

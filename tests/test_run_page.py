@@ -280,6 +280,11 @@ def test_saliency_and_health_are_what_was_measured(text: str, found: dict[str, A
     even = {(r["way"], r["steps"]): r["accuracy"] for r in found["evenness"]["rows"]}
     cells = tables.row("if spikes arrived evenly")
     assert cells[1:] == [f"{100 * even['even spikes', t]:.1f}" for t in (1, 2)]
+    lost, count = found["evenness"]["lost"], found["evenness"]["n"]
+    shares = even["as it is", 2], even["even spikes", 2]
+    chance = 2 * (sum(share * (1 - share) for share in shares) / count) ** 0.5
+    near = abs(lost) < chance and round(100 * lost, 1) != 0
+    assert (f"no more than chance may give on {count} images" in text) == near
     steps = found["steps"]["networks"]["hybrid"]["by_steps"][-1]
     cells = tables.row("hybrid", "2")
     assert cells[3] == f"{100 * steps['calibration_error']:.1f}"
@@ -291,6 +296,8 @@ def test_curves_of_training_are_drawn_where_they_lie(text: str, runs: dict[str, 
     epochs = [json.loads(x) for x in (runs["hybrid"] / "metrics.jsonl").read_text().splitlines()]
     part = dict(sections(text))["Training"]
     assert f"hybrid: {len(epochs)} epochs" in part
+    row = json.loads((runs["hybrid"] / "results.json").read_text())["rows"][-1]
+    assert f"the price of {row['ann_epochs']:.1f} epochs of training the teacher" in part
     charts = re.findall(r"<figure.*?</figure>", part, re.S)
     chart = next(each for each in charts if "loss that is minimised" in each)
     paths = re.findall(r'<path d="([^"]*)" clip-path[^>]*var\(--series-1\)', chart)

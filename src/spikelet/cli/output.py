@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = 1
-COLUMNS = 8  # numbers of steps that a table shows in full
+COLUMNS = 7  # numbers of steps that a table shows in full, on 80 columns
 Row = Mapping[str, Any]
 TRAINED: Mapping[str, Mapping[str, Any]] = {  # fields of a row that are another ANN's accuracy
     "accuracy_teacher": {"note": "after joint training"},
@@ -125,6 +125,14 @@ def _percent(row: Row | None) -> str:
     return value if row.get("std") is None else f"{value} ± {100 * row['std']:.2f}"
 
 
+def priced(row: Row) -> str:
+    """What a row's training took, in seconds and in epochs of its teacher; "" where unknown."""
+    seconds, epochs = row.get("seconds"), row.get("ann_epochs")
+    if seconds is None or epochs is None:
+        return ""
+    return f"{seconds:,.0f} s, the price of {epochs:,.1f} epochs of training the teacher"
+
+
 def show(console: Console, result: Mapping[str, Any]) -> None:
     """The table of a result and where its files are."""
     if result.get("rows"):
@@ -133,6 +141,8 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
         part = f"the first {few} of {whole} " if few < whole else ""
         console.print(f"accuracy on {part}{' and '.join(splits)} images, %", highlight=False)
         console.print(accuracy_table(result["rows"]))
+        if priced(result["rows"][-1]):
+            console.print(f"training took {priced(result['rows'][-1])}", highlight=False)
     for name in ("run", "files"):
         for place in _listed(result.get(name)):
             console.print(place, markup=False, highlight=False, soft_wrap=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from spikelet.report.findings import points
 from spikelet.report.parts import Block, Chart, Fold, Key, Note, Panels, Rows, Section
@@ -84,4 +86,15 @@ def _findings(source: Source) -> list[str]:
     if round(100 * lost, 1) == 0:
         return [f"{words} as accurate at T = {t} as it is."]
     size, side = points(abs(lost)).lstrip("+"), "more" if lost > 0 else "less"
-    return [f"{words} {size} points {side} accurate at T = {t}."]
+    said = f"{words} {size} points {side} accurate at T = {t}"
+    count = source.found["n"]
+    if abs(lost) < 2 * _error(source.found["rows"], t, count):
+        said += f", no more than chance may give on {count:,} images"
+    return [f"{said}."]
+
+
+def _error(rows: Sequence[Mapping[str, Any]], steps: int | None, images: int) -> float:
+    """Standard error of a difference to even spikes, as if it were of other images each."""
+    compared = {row["way"]: row["accuracy"] for row in rows if row["steps"] == steps}
+    shares = (compared["as it is"], compared["even spikes"])
+    return math.sqrt(sum(share * (1 - share) / images for share in shares))

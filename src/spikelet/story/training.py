@@ -100,6 +100,8 @@ def _words(runs: Sequence[Told]) -> str:
         seconds = last.get("seconds") or sum(row.get("seconds", 0.0) for row in run.epochs)
         words = f"{run.label}: {counted(len(run.epochs), 'epoch')}, "
         words += f"{seconds:.1f} s of training steps"
+        if last.get("ann_epochs") is not None:
+            words += f", the price of {last['ann_epochs']:.1f} epochs of training the teacher"
         if last.get("accuracy_selected") is not None:
             words += (
                 f"; the epoch that validation would choose ({last['epoch_selected']}) has "

@@ -228,6 +228,7 @@ def tiles(cast: Cast) -> list[dict[str, Any]]:
             found.setdefault(run.label + at, run.accuracy)
         layers = layers_of(run) if run.spikes and len(cast.runs) == 1 else {}
         if layers:
-            by_layer = mean_rates(layers)["rate_by_layer"]
+            own = run.row(run.own, run.recipe.steps) or {}
+            by_layer = own.get("rate_by_layer") or mean_rates(layers)["rate_by_layer"]
             found["spikes per neuron and time step (firing rate by layer)"] = f"{by_layer:.3f}"
     return [{"name": name, "value": value} for name, value in found.items()][:MOST_TILES]
