@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -469,6 +470,21 @@ def test_layers_that_begin_late_spike_as_the_levels_they_were_trained_by(
     for strange in (x[0], x[..., 1:], x.repeat(1, 3, 1, 1)):
         with pytest.raises(UserError, match=r"expected a batch of images \(1, 8, 8\)"):
             made.predict(strange)
+
+
+@pytest.mark.parametrize(("channels", "told_so"), [(3, True), (1, False)])
+def test_grey_images_in_three_channels_are_told(
+    tmp_path: Path, channels: int, told_so: bool
+) -> None:
+    for number in range(20):
+        folder = tmp_path / "data" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 10 * number).save(folder / f"{number}.png")
+    spec = {"kind": "imagefolder", "root": str(tmp_path / "data"), "size": 8, "channels": channels}
+    training, model = Training(epochs=1, batch=8), {"kind": "small-cnn", "width": 4}
+    mine, said = default_recipe("teach", spec, model=model, training=training), io.StringIO()
+    teach(mine, tmp_path / "run", console=Console(file=said, width=300), device="cpu")
+    assert ("--data.channels 1" in said.getvalue()) == told_so
 
 
 class Changed(nn.Module):

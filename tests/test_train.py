@@ -464,4 +464,10 @@ def test_the_card_names_data_licence_and_teacher() -> None:
     json.dumps(made)
     assert made["data"]["licence"] == "CC BY 4.0"
     assert made["teacher"] == {"weights": "sha"}
-    assert "1 to 4 time steps" in made["intended_use"]
+    for steps, encode, words in (
+        (4, {"kind": "direct"}, "for 4 time steps, less accurate after fewer, that"),
+        (1, {"kind": "direct"}, "for 1 time step that"),
+        (4, {"kind": "mixed"}, "for 1 to 4 time steps that"),
+    ):
+        mine = Recipe("distill", {"kind": "digits"}, steps=steps, encode=encode)
+        assert words in card(mine, Data())["intended_use"]  # type: ignore[arg-type]

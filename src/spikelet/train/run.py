@@ -137,9 +137,12 @@ def _use(recipe: Recipe) -> str:
         return "a network"
     if not spiking(recipe):
         return f"a network of {recipe.steps + 1} levels an activation, without spikes,"
-    least = recipe.encode.get("least", 1) if recipe.encode["kind"] == "mixed" else 1
-    only = single(recipe) or least == recipe.steps
-    return f"a spiking network for {'' if only else f'{least} to '}{recipe.steps} time steps"
+    mixed, last = recipe.encode["kind"] == "mixed", recipe.steps
+    least = recipe.encode.get("least", 1) if mixed else 1
+    words = f"a spiking network for {f'{least} to ' if mixed and least < last else ''}{last} "
+    words += "time step" if last == 1 else "time steps"
+    early = not (mixed or single(recipe) or last == 1)
+    return words + (", less accurate after fewer," if early else "")
 
 
 def identity(

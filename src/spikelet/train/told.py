@@ -22,6 +22,7 @@ from spikelet.train.rows import evaluation
 from spikelet.train.run import read_json
 from spikelet.train.running import single, spiking
 
+FEW = 100  # training images that tell whether all are grey
 NAMED = 5  # classes that are listed
 LOOKED_AT = 1000  # training images, where there are none for validation
 SMALL = 5_000  # weights of a student below which a teacher was no help at T = 1 (docs/recipe.md)
@@ -46,12 +47,20 @@ def announce(
     if training.epochs > recipe.training.epochs:
         words += f"; so many for {training.least_steps} steps (--epochs N sets another number)"
     place.tell(words)
+    if recipe.task == "teach" and recipe.data.get("kind") == "imagefolder" and _grey(dataset):
+        place.tell("its images are grey: --data.channels 1 keeps one channel instead of three")
     seen = set(dataset.test.labels.unique().tolist())
     unseen = [name for label, name in enumerate(dataset.classes) if label not in seen]
     if unseen:
         more = f" and {len(unseen) - NAMED} more" if len(unseen) > NAMED else ""
         named = ", ".join(unseen[:NAMED]) + more
         place.tell(f"no test image is of {named}: accuracy says nothing about it")
+
+
+def _grey(dataset: Dataset) -> bool:
+    """Whether the first training images have three channels that are the same."""
+    few = dataset.train.images[:FEW]
+    return dataset.channels > 1 and bool((few == few[:, :1]).all())
 
 
 def doubt(teacher: Mapping[str, Any], dataset: Dataset, place: Place, who: str = "teacher") -> None:
