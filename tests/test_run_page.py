@@ -277,6 +277,8 @@ def test_saliency_and_health_are_what_was_measured(text: str, found: dict[str, A
         cells = tables.row(f"{number} {path}")
         assert cells[1] == f"{layer['rate']:.3f}" and cells[2] == f"{100 * layer['dead']:.0f}"
         assert cells[-1] == f"{layer['similarity']['cka']:.2f}"
+    count = found["health"]["counts"]["layers"]
+    assert re.search(rf"hybrid [\d.]+.%( \(by neuron [\d.]+.%\))? on {count} images", text)
     even = {(r["way"], r["steps"]): r["accuracy"] for r in found["evenness"]["rows"]}
     cells = tables.row("if spikes arrived evenly")
     assert cells[1:] == [f"{100 * even['even spikes', t]:.1f}" for t in (1, 2)]

@@ -102,7 +102,7 @@ def health(cast: Cast) -> Chapter | None:
         if run.label in found:
             mine = _tables(run, found[run.label], alone=len(found) != 2)
             blocks += mine if len(found) < 3 else [Fold(f"layers of {run.label}", mine)]
-    said = [_rates(found)]
+    said = [_rates(cast, found)]
     said += [words for label, layers in found.items() for words in _findings(label, layers)]
     return Chapter(Section("Health of the layers", HEALTH, blocks), said)
 
@@ -208,15 +208,17 @@ def _gradients(measured: Found) -> list[Block]:
     return [Fold("gradients of the weights", [Rows(head, body), note])]
 
 
-def _rates(found: Mapping[str, Layers]) -> str:
+def _rates(cast: Cast, found: Mapping[str, Layers]) -> str:
     """How often the neurons of each network fire, in a sentence."""
     parts = []
+    measured = {run.label: run.measures.get("health") or {} for run in cast.runs}
     for label, layers in found.items():
         rates = mean_rates(layers)
         words = f"{label} {share(rates['rate_by_layer'])} %"
         if rates["rate_by_neuron"] is not None:
             words += f" (by neuron {share(rates['rate_by_neuron'])} %)"
-        parts.append(words)
+        count = (measured[label].get("counts") or {}).get("layers")
+        parts.append(words if count is None else f"{words} on {count:,} images")
     return f"Share of time steps at which neurons fire (firing rate by layer): {listed(parts)}."
 
 
