@@ -95,6 +95,6 @@ def _findings(source: Source) -> list[str]:
 
 def _error(rows: Sequence[Mapping[str, Any]], steps: int | None, images: int) -> float:
     """Standard error of a difference to even spikes, as if it were of other images each."""
-    compared = {row["way"]: row["accuracy"] for row in rows if row["steps"] == steps}
-    shares = (compared["as it is"], compared["even spikes"])
+    compared = ("as it is", "even spikes")
+    shares = [row["accuracy"] for row in rows if row["steps"] == steps and row["way"] in compared]
     return math.sqrt(sum(share * (1 - share) / images for share in shares))

@@ -163,6 +163,8 @@ def require_logits(net: nn.Module, images: Tensor) -> None:
         logits = run_ann(tried, still(images).unsqueeze(0)).logits
         try:
             logits.sum().backward()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             why = str(error).partition(":")[0]
             fix = "take detach(), no_grad() and operations in place (mul_, +=) out of its forward"
