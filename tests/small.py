@@ -43,6 +43,20 @@ def neurons(**fields: object) -> dict[str, Neuron]:
     return table
 
 
+class Untracked(nn.Module):
+    """A norm that has no running statistics, twice, behind one value per channel."""
+
+    def __init__(self, function: bool = False) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False)
+        self.relu, self.linear, self.function = nn.ReLU(), nn.Linear(8, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(input=self.layer(x))
+        x = F.batch_norm(x, None, None, training=True) if self.function else self.norm(x)
+        return self.linear(self.relu(x))
+
+
 class Residual(nn.Module):
     """conv-bn-ReLU, then conv-bn with a skip, ReLU, mean over positions, linear."""
 

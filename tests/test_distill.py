@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from small import Stages, gradients, images, network, scattered, student
+from small import Stages, Untracked, gradients, images, network, scattered, student
 from spikelet.convert import convert
 from spikelet.distill import Distiller, freeze, match
 from spikelet.encode import Direct
@@ -355,6 +355,19 @@ def test_pairs_of_unequal_networks_have_equal_resolution() -> None:
     assert pairs == (("stem_1", "layer1_2"), ("shrink_1", "layer3_2"))
     assert match(net, None, images("stages")) == ()
     assert match(net, Opaque(), images("stages")) == ()
+
+
+@pytest.mark.parametrize("function", [False, True])
+def test_a_teacher_whose_norm_refuses_a_single_image(function: bool) -> None:
+    """Two are shown where there are two, else a norm that is a layer is left out."""
+    teacher, x = Untracked(function), torch.randn(6, 6)
+    net = convert(Untracked(), IF(), calibrate=x)
+    whole = Distiller(net, teacher, terms={"relation": Relation()}, encode=Direct(2), example=x)
+    assert whole.pairs == (("relu", "relu"),)
+    loss, _ = whole.train()(x, LABELS.new_tensor([0, 1, 2, 0, 1, 2]))
+    assert bool(loss.isfinite())
+    if not function:
+        assert match(net, freeze(teacher), x[:1]) == whole.pairs
 
 
 def test_pairs_can_be_named() -> None:

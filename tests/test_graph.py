@@ -11,7 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from small import MODELS, PICTURE, Residual, Stages, block, images, max_pooled, network, student
+from small import (
+    MODELS,
+    PICTURE,
+    Residual,
+    Stages,
+    Untracked,
+    block,
+    images,
+    max_pooled,
+    network,
+    student,
+)
 from spikelet.convert import convert
 from spikelet.cuts import after, cuts, stages, until
 from spikelet.errors import UserError
@@ -366,6 +377,22 @@ def test_shapes_leave_no_trace() -> None:
     assert net.get_submodule("layer1.1").training
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert found["layer1_2"] == (4, 4, 8, 8)
+
+
+def test_a_norm_without_statistics_has_the_shape_of_its_input() -> None:
+    """Of one image, which such a norm refuses; against what layers give for two."""
+    model, x = Untracked(), torch.randn(2, 6)
+    net = capture(model)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        net(x[:1])
+    seen: dict[str, tuple[int, ...]] = {}
+    for path in ("layer", "norm", "linear"):
+        module = net.get_submodule(path)
+        module.register_forward_hook(lambda m, i, y, path=path: seen.update({path: y.shape[1:]}))
+    net(x)
+    found = shapes(net, x[:1])
+    assert {path: found[path] for path in seen} == {path: (1, *s) for path, s in seen.items()}
+    assert found["norm_1"] == found["norm"] == (1, 8)
 
 
 def test_arguments_beyond_the_images_keep_their_defaults() -> None:

@@ -23,7 +23,7 @@ SOURCE = ROOT / "src" / "spikelet"
 
 LAYERS = (
     "spike encode recipe errors heap folder processes dither late compiling",
-    "neuron norm models data checkpoint nested vision",
+    "neuron norm models data checkpoint nested vision inplace",
     "given graph cuts obstacles trace layout dual anchor slopes kernels windows carry folding "
     "unroll shared",
     "rate convert stepwise",

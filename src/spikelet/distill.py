@@ -45,8 +45,8 @@ def match(
     """
     if not isinstance(student, fx.GraphModule) or not isinstance(teacher, fx.GraphModule):
         return ()
-    example = still(example[:1])
-    shown = example if shown is None else shown[:1]
+    example = still(example[:2])  # a norm without running statistics refuses one
+    shown = example if shown is None else shown[:2]
     ours, theirs = stages(student, example), stages(teacher, shown)
     if shown.shape[2:] != example.shape[2:]:
         last = zip(reversed(ours.values()), reversed(theirs.values()), strict=False)

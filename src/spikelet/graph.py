@@ -16,9 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from spikelet.encode import still
 from spikelet.errors import UserError, unknown
+from spikelet.inplace import ASSIGNING, Assigned, later_uses_see
 from spikelet.neuron import Neuron
 from spikelet.vision import plain as plain_layers
 
@@ -33,23 +35,21 @@ RELU_FUNCTIONS: dict[Any, type[nn.Module]] = {
     "relu": nn.ReLU,
     "relu_": nn.ReLU,
 }
-RELUS_IN_PLACE = (F.relu_, torch.relu_, "relu_")
-CLAMPED_IN_PLACE = (torch.clamp_, torch.clamp_min_, torch.clip_, "clamp_", "clamp_min_", "clip_")
 CLAMPS = (
     *(torch.clamp, torch.clamp_min, torch.clip, "clamp", "clamp_min", "clip"),
-    *CLAMPED_IN_PLACE,
+    *(torch.clamp_, torch.clamp_min_, torch.clip_, "clamp_", "clamp_min_", "clip_"),
 )
 CLAMPED: dict[Any, type[nn.Module]] = {None: nn.ReLU, 6: nn.ReLU6}  # from 0 to this
-IN_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
+IN_PLACE: dict[Any, Any] = {
     "add_": "add",
     "sub_": "sub",
     "mul_": "mul",
+    "div_": operator.truediv,
+    **ASSIGNING,
 }
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 ACTIVATIONS = (nn.ReLU, nn.ReLU6)
+SHAPED = (Neuron, _NormBase)  # of their input's shape, whatever they do
 SOFTMAXES = (
     *(F.softmax, F.log_softmax, torch.softmax, torch.log_softmax),
     *("softmax", "log_softmax"),
@@ -66,7 +66,7 @@ def capture(model: nn.Module) -> fx.GraphModule:
     defaults. A softmax at the end is left out: the graph gives logits.
 
     Raises:
-        UserError: if torch.fx cannot trace the model.
+        UserError: if torch.fx cannot trace the model, or it changes views in place.
     """
     if isinstance(model, fx.GraphModule) and "moved" in model.meta:
         return copy.deepcopy(model)
@@ -89,6 +89,7 @@ def capture(model: nn.Module) -> fx.GraphModule:
     net.meta["moved"] = {}
     for node in net.graph.nodes:
         node.meta["paths"] = _enclosing(node)
+    later_uses_see(net)
     _one_module_per_activation(net)
     _pool_before_activation(net)
     _to_logits(net)
@@ -115,6 +116,9 @@ def _require_images_alone(model: nn.Module) -> None:
 class _Tracer(fx.Tracer):
     """Traces to torch's own modules and to neurons; only the images are an input."""
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Assigned(node, self)
+
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
@@ -139,18 +143,26 @@ def _one_module_per_activation(net: fx.GraphModule) -> None:
     modules = dict(net.named_modules())
     taken: set[str] = set()
     for node in net.graph.nodes:
-        if node.op in ("call_function", "call_method") and node.target in IN_PLACE:
-            node.target = IN_PLACE[node.target]
+        _out_of_place(node)
         kind = _activation_kind(node, modules)
         if kind is not None:
-            if _in_place(node, modules):
-                _later_uses_see(node)
             own = node.op == "call_module"
             path = str(node.target) if own else _scope(node) + node.name
             _retarget(net, node, _free(path, taken, modules, own), kind())
         elif node.op == "call_function" and node.target is F.dropout:
             p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
             _retarget(net, node, _free(_scope(node) + node.name, taken, modules), nn.Dropout(p))
+
+
+def _out_of_place(node: fx.Node) -> None:
+    """Arithmetic in place becomes the plain one, unless it has more to say, such as rounding."""
+    if node.op in ("call_function", "call_method") and isinstance(node.kwargs.get("out"), fx.Node):
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "out"}
+    plain = IN_PLACE.get(node.target) if node.op == "call_method" else None
+    if isinstance(plain, str):
+        node.target = plain
+    elif plain is not None and not node.kwargs:
+        node.op, node.target = "call_function", plain
 
 
 def _activation_kind(node: fx.Node, modules: dict[str, nn.Module]) -> type[nn.Module] | None:
@@ -172,23 +184,6 @@ def _clamp_kind(node: fx.Node) -> type[nn.Module] | None:
 
 def _scope(node: fx.Node) -> str:
     return f"{node.meta['paths'][-1]}." if node.meta["paths"] else ""
-
-
-def _in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(modules[str(node.target)], "inplace", False))
-    given = node.kwargs.get("inplace", node.args[1] if len(node.args) > 1 else False)
-    return bool(given) or node.target in (*RELUS_IN_PLACE, *CLAMPED_IN_PLACE)
-
-
-def _later_uses_see(node: fx.Node) -> None:
-    """Whoever reads the operand after an operation in place reads its result."""
-    order = {other: i for i, other in enumerate(node.graph.nodes)}
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    for user in list(source.users):
-        if order[user] > order[node]:
-            user.replace_input_with(source, node)
 
 
 def _free(path: str, taken: set[str], modules: dict[str, nn.Module], own: bool = False) -> str:
@@ -349,11 +344,17 @@ def plain(node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -
 
 
 def shapes(net: fx.GraphModule, example: Tensor) -> dict[str, tuple[int, ...]]:
-    """The shape at every node, for an example batch "B ..."; neurons keep their input's shape."""
+    """The shape at every node, for an example batch "B ..."; neurons keep their input's shape.
+
+    So do norms, which are not run either: one without running statistics refuses a single image.
+    """
     found: dict[str, tuple[int, ...]] = {}
 
     def rule(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
-        result = args[0] if isinstance(function, Neuron) else function(*args, **kwargs)
+        if isinstance(function, SHAPED):
+            result = (*args, *kwargs.values())[0]
+        else:
+            result = function(*args, **kwargs)
         if isinstance(result, Tensor):
             found[node.name] = tuple(result.shape)
         return result
