@@ -40,16 +40,26 @@ class FrozenNorm(nn.Module):
         )
 
 
+def give_affine(norm: _BatchNorm) -> None:
+    """Gives a norm that has none a weight of 1 and a bias of 0, to be trained as others are."""
+    if norm.running_mean is not None and norm.weight is None:
+        norm.weight = nn.Parameter(torch.ones_like(norm.running_mean))
+        norm.bias = nn.Parameter(torch.zeros_like(norm.running_mean))
+        norm.affine = True
+
+
 @torch.no_grad()
 def settle(norm: _BatchNorm, x: Tensor) -> None:
     """Gives a norm the statistics of its input x "N C ...", and keeps the function it computes.
 
     With (mu, var) the old statistics and (m, v) those of x: weight grows by sqrt((v + eps) /
     (var + eps)), bias by weight (m - mu) / sqrt(var + eps). Training then starts from the network
-    that was calibrated, although it normalises by the batch.
+    that was calibrated, although it normalises by the batch. A norm without weight and bias gets
+    them: without them it cannot compute the same.
     """
-    if norm.running_mean is None or norm.running_var is None or norm.weight is None:
+    if norm.running_mean is None or norm.running_var is None:
         return
+    give_affine(norm)
     mean = x.transpose(0, 1).flatten(1).mean(1)
     variance = x.transpose(0, 1).flatten(1).var(1, unbiased=False)
     old = (norm.running_var + norm.eps).sqrt()

@@ -24,7 +24,7 @@ from spikelet.layout import laid_for
 from spikelet.measure import answers_over_steps
 from spikelet.models import build_model, default_model
 from spikelet.neuron import Neuron
-from spikelet.norm import freeze_norms
+from spikelet.norm import freeze_norms, give_affine, tracking
 from spikelet.recipe import DATA, NEURONS, Recipe, build, resolve
 from spikelet.train.run import digest, identity, read_recipe
 from spikelet.train.running import encoder, student_measurer
@@ -250,6 +250,7 @@ def restored(description: Mapping[str, Any], file: Path, sha256: str | None = No
         if description.get("norm") == "frozen":
             freeze_norms(net)
         fit_thresholds(net, weights)
+        fit_norms(net, weights)
     restore(net, weights, str(file))
     return net.eval()
 
@@ -279,6 +280,14 @@ def begun_as(student: Loaded) -> Loaded | None:
             f"`{shlex.join(['spikelet', 'distill', '--resume', str(student.path)])}` makes it anew"
         )
         raise UserError(f"run = {student.path}", what, fix) from error
+
+
+def fit_norms(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Gives each norm without weight and bias those that are stored: it got them when settled."""
+    stored = {norm for path, norm in net.named_modules() if f"{path}.weight" in weights}
+    for norm in tracking(net):
+        if norm in stored:
+            give_affine(norm)
 
 
 def fit_thresholds(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
