@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib
-import shutil
+import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.exc import (
+    CppCompileError,
+    InductorError,
+    InvalidCxxCompiler,
+    TritonMissing,
+)
 
 import spikelet.execute
 from small import MODELS, SURROGATES, gradients, images, moving, neurons, spread, student
-from spikelet import compiling, slopes
+from spikelet import compiling
 from spikelet.bench import Case, Setting, foreign
 from spikelet.bench.memory import saved_bytes
 from spikelet.bench.subject import subject
@@ -256,8 +263,8 @@ def test_no_more_is_kept_than_by_spikingjelly(precision: str) -> None:
 
 def test_compiled_is_the_same() -> None:
     """One kernel each way for all layers: another shape, batch or threshold compiles nothing."""
-    if slopes.fused() is slopes.eligibility:
-        pytest.skip("there is no C++ compiler")
+    if not compiling.compiles(torch.device("cpu")):
+        pytest.skip("there is no C++ compiler that works")
     counted = importlib.import_module("torch._dynamo.utils").counters["stats"]
     neuron = LIF(tau=1.8, threshold=torch.tensor([0.5, 0.75, 1.0, 1.3]), initial=0.1)
     spent = compiling.seconds_compiling()
@@ -271,15 +278,91 @@ def test_compiled_is_the_same() -> None:
     assert counted["unique_graphs"] == before >= 2
 
 
-def test_without_a_compiler_it_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.fixture
+def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing compiled or said so far; what is compiled within is forgotten."""
+    monkeypatch.setattr(compiling, "_told", set())
     compiling.compiled.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match=r"no C\+\+ compiler"):
-            agree(IF(0.75), currents(), fuse=True)
-    finally:
-        compiling.compiled.cache_clear()
+    yield
+    compiling.compiled.cache_clear()
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[Any]:
+    """A torch whose compilation fails; the forms that it was asked for."""
+    asked = []
+
+    def compile_(form: Any, dynamic: bool) -> Any:
+        def kernel(*_: Any, **__: Any) -> Any:
+            asked.append(form)
+            raise error
+
+        return kernel
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (InductorError(InvalidCxxCompiler(), None), r"for cpu \(No working C\+\+ compiler.*\)$"),
+        (InductorError(CppCompileError(["c++"], "killed"), None), r"\(C\+\+ compile error\)$"),
+        (TritonMissing(None), r"\(Cannot find a working triton installation\)$"),
+    ],
+    ids=["absent", "broken", "triton"],
+)
+@pytest.mark.usefixtures("anew")
+def test_without_a_compiler_it_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    """Also beside a GPU that is not used, and where a compiler is found that does not work."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = failing(monkeypatch, error)
+    with pytest.warns(UserWarning, match=said) as told:
+        agree(IF(0.75), currents(), fuse=True)
+        agree(IF(0.75), currents(2), fuse=True)
+    assert len(told) == 1
+    assert len(asked) == len(set(asked)) == 2  # once forward, once backward
+    assert not compiling.compiles(torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("anew")
+def test_a_compiler_that_torch_cannot_run_is_none() -> None:
+    """The same by torch's own search for one."""
+    import torch._inductor.config as inductor
+
+    def form(x: Tensor) -> Tensor:
+        return 3 * x.relu() + 0.125
+
+    x = torch.randn(5)
+    none = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
+    with inductor.patch(none), pytest.warns(UserWarning, match=r"No working C\+\+ compiler"):
+        assert torch.equal(compiling.compiled(form)(x), form(x))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.usefixtures("anew")
+def test_memory_that_is_full_is_not_a_missing_compiler(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, wrapped: bool
+) -> None:
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    failing(monkeypatch, InductorError(full, None) if wrapped else full)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        unrolled(IF(0.75), currents(), fuse=True)
+    assert not recwarn.list
+
+
+@pytest.mark.usefixtures("anew")
+def test_known_forms_keep_no_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state is handed over as a tuple: its shapes are what a form is, not its values."""
+    monkeypatch.setattr(torch, "compile", lambda form, dynamic: form)
+    run = compiling.compiled(lambda state, x: (state[0] + x,))
+    state, spent = (torch.zeros(3),), compiling.seconds_compiling()
+    state = run(state, torch.ones(3))
+    kept, first = weakref.ref(state[0]), compiling.seconds_compiling()
+    state = run(state, torch.ones(3))
+    assert kept() is None
+    assert spent < first == compiling.seconds_compiling()
 
 
 def test_recipes_compile_what_they_unroll() -> None:

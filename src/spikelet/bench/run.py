@@ -71,7 +71,7 @@ def _plan(setting: Setting, failed: list[str], say: Say) -> Iterator[Case]:
         if package is not None:
             _fail(f"{engine}: {package} is not installed", failed, say)
     if setting.fuse != "off" and not fuses(torch.device(setting.device)):
-        say("no C++ compiler was found: the fused scan runs as the plain one")
+        say("no compiler works here: the fused scan runs as the plain one")
         setting = dataclasses.replace(setting, fuse="off")
     for precision in dict.fromkeys(setting.precisions):
         ann, timed = Case("ann", precision, 1), setting.kind != "memory"

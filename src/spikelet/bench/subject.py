@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spikelet import kernels, slopes
+from spikelet import kernels
 from spikelet.bench.foreign import PACKAGES, run_foreign, with_foreign_neurons
 from spikelet.bench.setting import Case, Setting
+from spikelet.compiling import compiles
 from spikelet.convert import convert
 from spikelet.distill import Distiller
 from spikelet.encode import Direct, repeat
@@ -93,10 +94,10 @@ def width_of(setting: Setting) -> int | None:
 
 
 def fuses(device: torch.device) -> bool:
-    """Whether the fused scan can run here: a GPU with Triton, or a C++ compiler."""
+    """Whether the fused scan can run here: a GPU with Triton, or a compiler that works."""
     if device.type == "cuda" and kernels.triton is not None:
         return True
-    return slopes.fused() is not slopes.eligibility
+    return compiles(device)
 
 
 def subject(setting: Setting, case: Case) -> Subject:
