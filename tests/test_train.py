@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from spikelet.checkpoint import load_state
+from spikelet.checkpoint import load_state, save_state
 from spikelet.errors import UserError
 from spikelet.recipe import Recipe, Training
 from spikelet.train import Interrupted, card, digest, env, fit, read_json, read_recipe, write_recipe
@@ -384,6 +385,42 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
         train(tmp_path / "empty", resume=True)
     with pytest.raises(UserError, match="no run to resume"):
         train(None, resume=True)
+
+
+@pytest.mark.parametrize("stored", ["cuda", None], ids=["said", "older"])
+def test_a_run_goes_on_on_another_device_with_other_draws(
+    tmp_path: Path, stored: str | None
+) -> None:
+    """A generator's state is of use on its own type of device alone; the line says which."""
+    train(tmp_path, stop_after=2)
+    state = load_state(tmp_path / "checkpoint")
+    assert state.pop("device") == "cpu"
+    state["generators"]["distiller"] = torch.zeros(16, dtype=torch.uint8)  # as long as CUDA's
+    ends = []
+    for name in ("a", "b"):
+        shutil.copytree(tmp_path / "checkpoint", tmp_path / name / "checkpoint")
+        more = {} if stored is None else {"device": stored}
+        save_state(tmp_path / name / "checkpoint", state | more)
+        console = Console(file=StringIO(), width=200)
+        ends.append(train(tmp_path / name, resume=True, console=console))
+        begun = "begun on another device" if stored is None else "begun on cuda"
+        assert f"{begun}, it continues on cpu" in console.file.getvalue()
+        assert load_state(tmp_path / name / "checkpoint")["device"] == "cpu"
+    (one, history), (other, _) = ends
+    assert len(history) == 3
+    assert_same(one, other)
+
+
+def test_a_stored_state_of_the_same_device_need_not_say_so(tmp_path: Path) -> None:
+    whole, _ = train(None)
+    train(tmp_path, stop_after=2)
+    state = load_state(tmp_path / "checkpoint")
+    del state["device"]
+    save_state(tmp_path / "checkpoint", state)
+    console = Console(file=StringIO(), width=200)
+    resumed, _ = train(tmp_path, resume=True, console=console)
+    assert "begun on" not in console.file.getvalue()
+    assert_same(whole, resumed)
 
 
 def test_bf16_trains() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class State:
         self.average = None if training.ema is None else Average(distiller, training.ema)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.standing = Standing()
+        self.moved: str | None = None  # the type of device that the state loaded was stored on
         self.settled = True  # false while a step is half done: not to be stored then
 
     @torch.no_grad()
@@ -86,6 +88,7 @@ class State:
                 "history": standing.history,
             },
             "training": dataclasses.asdict(self.training),
+            "device": self.device.type,
             "seed": self.seed,
             "identity": self.identity(run),
         }
@@ -115,10 +118,18 @@ class State:
             set_aside(each)
         standing = self.standing
         place = f"epoch {standing.epoch + 1}, batch {standing.batch}"
-        return [
+        told = [
             f"`{each.argument}`: {each.message}; the run goes on from the one before, at {place}."
             for each in damaged
         ]
+        return told if self.moved is None else [*told, self._elsewhere(self.moved)]
+
+    def _elsewhere(self, then: str) -> str:
+        """The line about a run that goes on where the generator's draws are others."""
+        return (
+            f"begun on {then}, it continues on {self.device.type}: what is drawn by chance differs "
+            f"there, so it does not end with the bits that it would have had on {then}"
+        )
 
     def _continue(self, run: Path, stored: dict[str, Any]) -> None:
         """Take over what was stored."""
@@ -131,7 +142,32 @@ class State:
             self.average.load(values, updates)
         standing = stored["progress"]
         self.standing = Standing(**standing | {"totals": Totals.of(standing["totals"])})
-        restore_generators(stored["generators"], {"distiller": self.generator})
+        self.moved = self._moved(stored)
+        if self.moved is None:
+            restore_generators(stored["generators"], {"distiller": self.generator})
+        else:
+            restore_generators(stored["generators"], {})
+            self._draw_anew()
+
+    def _moved(self, stored: dict[str, Any]) -> str | None:
+        """The type of device that a state was stored on, if it is another than this.
+
+        Older checkpoints do not say it, but states of generators differ in their length.
+        """
+        own, kept = self.device.type, len(stored["generators"]["distiller"])
+        then = str(stored.get("device", own))
+        if then == own and kept != len(self.generator.get_state()):
+            then = "cpu" if kept == len(torch.Generator().get_state()) else "another device"
+        return None if then == own else then
+
+    def _draw_anew(self) -> None:
+        """Give the generator a stream of its own for where the run stands: not that of its start.
+
+        Its state is of use on no other type of device.
+        """
+        key = repr((self.seed, self.standing.epoch, self.standing.batch)).encode()
+        number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+        self.generator.manual_seed(number)
 
     def _require_same(self, run: Path, stored: dict[str, Any]) -> None:
         """Raise unless the run is continued with the settings it was started with."""
