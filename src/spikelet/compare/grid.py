@@ -7,7 +7,7 @@ import glob
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from spikelet.recipe import (
     import_path,
     plain,
 )
+from spikelet.recipe.methods import FIELDS
 from spikelet.recipe.specs import validated
 from spikelet.train import write_json
 from spikelet.train.stored import damaged, stored_object
@@ -223,12 +224,30 @@ def _named(method: str, data: Spec) -> Recipe:
         if len(names) > 1 and name in CONTROLS:
             raise UserError(f"--methods {method}", f"{name} is a control", "combine other methods")
     known = [name for name in names if ":" not in name]
-    recipes = [default_recipe("distill", data, name) for name in known or ["none"]]
-    terms = {key: spec for each in reversed(recipes) for key, spec in each.terms.items()}
+    recipes = {name: default_recipe("distill", data, name) for name in known or ["none"]}
+    parts = list(recipes.values())
+    terms = {key: spec for each in reversed(parts) for key, spec in each.terms.items()}
     for number, name in enumerate(name for name in names if ":" in name):
         terms[f"own{number or ''}"] = {"kind": import_path("--methods", name, TERMS)}
-    bound = next((each for each in recipes if each.execute["kind"] != "rate"), recipes[0])
-    return dataclasses.replace(bound, method=method, terms=terms)
+    return dataclasses.replace(parts[0], method=method, terms=terms, **_needed(method, recipes))
+
+
+def _needed(method: str, recipes: Mapping[str, Recipe]) -> dict[str, Any]:
+    """The fields that the parts of a joined method cannot do without, of all parts together.
+
+    Raises:
+        UserError: where two parts need different values of one.
+    """
+    found: dict[str, Any] = {}
+    owners: dict[str, str] = {}
+    for name, recipe in recipes.items():
+        for place in FIELDS.get(name, {}):
+            value = getattr(recipe, place)
+            if found.setdefault(place, value) != value:
+                what = f"{owners[place]} needs {place} = {found[place]}, {name} {value}"
+                raise UserError(f"--methods {method}", what, "name them apart")
+            owners.setdefault(place, name)
+    return found
 
 
 def folder_name(method: str) -> str:

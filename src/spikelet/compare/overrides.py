@@ -11,6 +11,7 @@ from typing import Any
 
 from spikelet.errors import UserError, unknown
 from spikelet.recipe import Recipe, another_kind
+from spikelet.recipe.methods import FUSED
 
 GRIDS_OWN = ("task", "data", "model", "teacher", "method", "steps", "seed")
 
@@ -19,8 +20,8 @@ def overridden(recipe: Recipe, leaves: Mapping[str, Any]) -> tuple[Recipe, set[s
     """The recipe with the leaves that it has, and the names of those.
 
     A kind is set before the fields beside it. A method that needs its own way of taking gradients
-    keeps it (`qann`, and those that need every step); `qann`, which has no spikes, keeps its
-    integrate-and-fire levels.
+    keeps it (`qann`, and those that need every step), but takes `execute.fuse` where it compiles
+    neurons; `qann`, which has no spikes, keeps its integrate-and-fire levels.
 
     Raises:
         UserError: for a leaf that no recipe has, or that is the grid's own.
@@ -91,7 +92,8 @@ def _applies(recipe: Recipe, head: str, rest: list[str], leaves: Mapping[str, An
     if head == "ann":
         return recipe.ann is not None
     if head == "execute":
-        return recipe.execute["kind"] == "rate"
+        kind = recipe.execute["kind"]
+        return kind == "rate" or (rest == ["fuse"] and kind in FUSED)
     if head == "neuron" and recipe.execute["kind"] == "quantised":
         of_time = rest in (["signed"], ["delay"], ["step_bias"])
         return leaves.get("neuron.kind", "IF") == "IF" and not of_time
