@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import math
 from typing import Any
@@ -398,3 +399,70 @@ def test_resnet18_of_others(source: str) -> None:
     ]  # fmt: skip
     trace.mean_logits.sum().backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in spiking.parameters())
+
+
+def test_what_is_frozen_in_the_model_can_be_trained_in_the_student() -> None:
+    """Else its training would change nothing but what conversion adds, without a word."""
+    model = network("stages").requires_grad_(False)
+    net = convert(model, calibrate=images("stages", 8))
+    weights = [name for name, value in net.named_parameters() if value.ndim > 1]
+    assert weights
+    assert all(net.get_parameter(name).requires_grad for name in weights)
+    assert not any(value.requires_grad for value in model.parameters()), "the model stays"
+    bptt(net, repeat(images("stages", 4), 2)).mean_logits.sum().backward()
+    assert all(net.get_parameter(name).grad is not None for name in weights)
+
+
+def test_thresholds_stay_as_they_are_set() -> None:
+    """Those of the neurons, which are no weights of the model, learn only where asked to."""
+    net = convert(network("stages"), IF(), calibrate=images("stages", 8))
+    neurons = [module for module in net.modules() if isinstance(module, Neuron)]
+    assert not any(value.requires_grad for each in neurons for value in each.parameters())
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 3.0])
+def test_a_scaled_sum_is_shifted_behind_the_sum(alpha: float) -> None:
+    """The bias of one of its sides would come times alpha."""
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.relu = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(torch.add(self.a(x), self.b(x), alpha=alpha)).flatten(1)
+
+    torch.manual_seed(0)
+    x = torch.randn(64, 2, 6, 6)
+    model = Sum()
+    with torch.no_grad():
+        wanted = model(x).unflatten(1, (3, 16)).mean((0, 2))
+
+    def off(sweeps: int) -> float:
+        net = convert(model, steps=2, calibrate=x, sweeps=sweeps)
+        with torch.no_grad():
+            mean = bptt(net, repeat(x, 2)).mean_logits.unflatten(1, (3, 16)).mean((0, 2))
+        return float((mean - wanted).abs().max())
+
+    assert "relu_offset" in dict(convert(model, steps=2).named_modules())
+    assert off(4) < off(1) < off(0)
+
+
+@pytest.mark.parametrize("neuron", [IF(), IF(dither=0.25, signed=True), LIF(tau=2.0)])
+def test_calibration_in_pieces_is_calibration_at_once(
+    neuron: Neuron, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("spikelet.convert")
+    x = images("stages", 32, 11)
+    whole = convert(network("stages"), neuron, steps=3, calibrate=x)
+    seen: list[int] = []
+    monkeypatch.setattr(module, "PIECE", 3 * 5 * x[0].numel())
+    forward = type(neuron).forward
+    monkeypatch.setattr(
+        type(neuron), "forward", lambda self, x: seen.append(x.shape[1]) or forward(self, x)
+    )
+    parts = convert(network("stages"), neuron, steps=3, calibrate=x)
+    assert 1 <= max(seen) < len(x)
+    assert sum(seen) % len(x) == 0
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, msg=name)

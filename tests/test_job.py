@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from spikelet.data import Dataset, Split, normalise
 from spikelet.encode import Poisson
 from spikelet.errors import UserError
 from spikelet.execute import bptt, rate
+from spikelet.heap import RESET
 from spikelet.measure import answers_over_steps, evaluating
 from spikelet.norm import estimate_norms
 from spikelet.quantise import quantised
@@ -30,6 +32,7 @@ from spikelet.recipe import Recipe, Training, default_recipe
 from spikelet.train import load, loop, prepare, read_json, running
 from spikelet.train.job import distill, load_data, teach
 from spikelet.train.load import teacher
+from spikelet.train.place import place_of
 from spikelet.train.prepare import (
     ESTIMATING,
     calibration,
@@ -37,8 +40,9 @@ from spikelet.train.prepare import (
     make_student,
     training_batches,
 )
-from spikelet.train.rows import LEARNED, apart, control_rows
-from spikelet.train.running import WORTH, encoder, encoding, measurer
+from spikelet.train.rows import LEARNED, apart, control_rows, evaluation
+from spikelet.train.running import WORTH, encoder, encoding, measurer, that_fit
+from spikelet.train.told import untaught
 
 DATA = {"kind": "digits", "train": 200, "validation": 40}
 QUIET = Console(quiet=True)
@@ -88,7 +92,7 @@ def test_statistics_are_those_of_the_final_weights(
 def test_where_there_is_no_room_statistics_are_those_of_one_batch(
     taught: Path, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "ROOM", 1)
+    monkeypatch.setattr(running, "ROOM", 1)
     run(taught, tmp_path / "run", dataset, recipe(estimate=100))
     net = load(tmp_path / "run").net
     before = copy.deepcopy(net.state_dict())
@@ -423,6 +427,33 @@ def test_a_teacher_that_guesses_is_told(tmp_path: Path, dataset: Dataset) -> Non
     assert guessed
 
 
+def test_the_teacher_of_a_run_is_looked_at_on_other_images_alone(
+    taught: Path, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was measured when it was trained; weights from a file are no remedy for it."""
+    looked: list[float] = []
+
+    def guessing(*_: object) -> float:
+        looked.append(0.1)
+        return 0.1
+
+    monkeypatch.setattr("spikelet.train.told.accuracy", guessing)
+    said = io.StringIO()
+    place = place_of(tmp_path / "run", False, "cpu", Console(file=said))
+    untaught(load(taught), dataset, place)
+    assert not looked and not said.getvalue()
+    others = dataclasses.replace(dataset, hashes={**dataset.hashes, "train": "of others"})
+    untaught(load(taught), others, place)
+    assert f"the teacher {taught} answers 10.0%" in said.getvalue() and len(looked) == 1
+    assert "it was trained on other images" in said.getvalue()
+    assert "--weights" not in said.getvalue()
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "env.json").write_text("{")
+    damaged = dataclasses.replace(load(taught), path=tmp_path / "copy")
+    untaught(damaged, others, place)
+    assert len(looked) == 1
+
+
 def test_a_current_learned_for_each_step_is_stored(
     taught: Path, tmp_path: Path, dataset: Dataset
 ) -> None:
@@ -520,3 +551,48 @@ def test_more_outputs_in_training_are_refused_before_the_run(
     with pytest.raises(UserError, match="its forward gave tuple, expected logits"):
         teach(mine, tmp_path / "run", console=QUIET, device="cpu", dataset=dataset)
     assert not (tmp_path / "run").exists()
+
+
+def test_calibration_takes_as_many_images_as_there_is_room_for(
+    taught: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is that of the largest tensor of one pass; two images are always taken."""
+    net = load(taught).net
+    images = calibration(dataset, 60, 0, torch.device("cpu"))
+    largest = 4 * 8 * 8  # a feature map of the first stage
+    assert len(that_fit(net, images, 4)) == len(images)
+    monkeypatch.setattr(running, "ROOM", 20 * largest * 4 + 3)
+    assert [len(that_fit(net, images, t)) for t in (1, 2, 4, 8)] == [60, 40, 20, 10]
+    monkeypatch.setattr(running, "ROOM", 1)
+    assert torch.equal(that_fit(net, images, 4), images[:2])
+    assert len(that_fit(nn.Sequential(nn.GELU(), nn.Flatten()), images, 4)) == 60, "no conversion"
+    mine = dataclasses.replace(recipe(), teacher={"run": str(taught)})
+    few, many = (
+        make_student(mine, dataset, load(taught), each)[0] for each in (images[:2], images)
+    )
+    for name, value in few.state_dict().items():
+        torch.testing.assert_close(many.state_dict()[name], value, msg=name)
+
+
+def test_large_images_are_answered_in_smaller_batches(dataset: Dataset) -> None:
+    for side, wanted in ((8, 250), (64, 250), (128, 62), (224, 20), (1024, 1)):
+        shape = (1, dataset.channels, side, side)
+        images = torch.zeros(shape, dtype=torch.uint8).expand(300, -1, -1, -1)
+        part = Split(images, torch.zeros(300).long())
+        large = dataclasses.replace(dataset, train=part)
+        batches = evaluation(part, large, torch.device("cpu"))
+        assert len(next(batches)[1]) == wanted
+
+
+@pytest.mark.skipif(not RESET.exists(), reason="only Linux counts a process's peak anew")
+def test_the_peak_is_that_of_training(taught: Path, tmp_path: Path, dataset: Dataset) -> None:
+    """What came before, as calibration on many images, is no part of it."""
+    before = torch.ones(2**28)  # 1 GiB
+    del before
+    rows = run(taught, tmp_path / "run", dataset, recipe("logits"))["rows"]
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    assert 0 < rows[-1]["peak_mib"] <= after
+    held = torch.ones(2**28)
+    rows = run(taught, tmp_path / "other", dataset, recipe("logits"))["rows"]
+    assert rows[-1]["peak_mib"] > after
+    assert len(held)

@@ -46,6 +46,8 @@ CANDIDATES = 25
 EXAMPLES = 64
 SMALLEST_CANDIDATE = 0.15
 VECTORS = 3  # axes of vectors over time, "T B C"
+PIECE = 2**24  # values of currents that are scanned at once in calibration: 64 MiB in fp32
+ADDITIONS = (operator.add, torch.add, "add")
 KEEPING = (
     *(Neuron, *ACTIVATIONS, *MAX_POOLS, FrozenNorm, _DropoutNd, nn.Identity, nn.ZeroPad2d),
     nn.Upsample,
@@ -67,6 +69,8 @@ def convert(
     sweeps: int = 2,
 ) -> fx.GraphModule:
     """The spiking student of an ANN classifier; the model itself is left as it is.
+
+    All weights of the student can be trained, those that were frozen in the model, too.
 
     Args:
         model: a classifier with ReLU or ReLU6 activations that torch.fx can trace.
@@ -103,6 +107,7 @@ def convert(
     if found:
         raise refusal(found)
     prototype = _prototype(neuron)
+    net.requires_grad_(True)
     modules = dict(net.named_modules())
     for node in list(net.graph.nodes):
         if is_activation(node, modules):
@@ -158,7 +163,7 @@ class FeatureOffset(Offset):
 def bias_of(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Parameter | None:
     """The parameter whose entries shift the current at a node, one per channel.
 
-    It is a preceding norm's or layer's bias, reached through sums and max pooling.
+    It is a preceding norm's or layer's bias, reached through plain sums and max pooling.
     """
     if len(node.users) > 1:
         return None
@@ -170,7 +175,8 @@ def bias_of(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Parameter | None
             return module.bias
         own = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear, _BatchNorm))
         return getattr(module, "bias", None) if own else None
-    if is_max_pool(node, modules) or node.target in (operator.add, torch.add, "add"):
+    scaled = bool(node.kwargs) or len(node.args) > 2  # x + alpha y: a shift would come scaled
+    if is_max_pool(node, modules) or (node.target in ADDITIONS and not scaled):
         for arg in node.args[:2]:
             bias = bias_of(arg, modules) if isinstance(arg, fx.Node) else None
             if bias is not None:
@@ -294,15 +300,23 @@ def correct(student: fx.GraphModule, images: Tensor, steps: int, means: dict[str
         if not isinstance(function, Neuron):
             return plain(node, function, args, kwargs)
         currents = unfold(args[0], steps)
-        output = function(currents)
+        output = _propagated(function, currents)
         bias = bias_of(node.args[0], modules)  # type: ignore[arg-type]
         if bias is None or (id(bias) in features and currents.ndim > VECTORS):
             return fold(output)
         shift = means[node.name] - _channel_mean(output.mean(0))
+        del output
         bias.add_(shift)
-        return fold(function(currents + per_channel(shift, currents[0])))
+        return fold(_propagated(function, currents + per_channel(shift, currents[0])))
 
     walk(student, _repeated(images, steps), rule)
+
+
+def _propagated(neuron: Neuron, currents: Tensor) -> Tensor:
+    """`neuron(currents)`, some images at a time: potentials and states of all need much room."""
+    count = max(1, PIECE * currents.shape[1] // max(currents.numel(), 1))
+    parts = currents.split(count, dim=1)
+    return neuron(currents) if len(parts) == 1 else torch.cat([neuron(p) for p in parts], dim=1)
 
 
 def _repeated(images: Tensor, steps: int) -> Tensor:

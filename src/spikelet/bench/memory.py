@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import itertools
 import statistics
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 from spikelet.bench.foreign import forget
 from spikelet.bench.setting import Case, Setting
 from spikelet.bench.subject import CHANNELS, Subject, model_of, subject
+from spikelet.heap import forget_peak
 
 MIB = 2**20
 WARM_UP = 2
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
 ITEM_SIZE = {"fp32": 4, "bf16": 2}
 
 
@@ -72,12 +72,9 @@ def peak_bytes(made: Subject) -> int | None:
         before = torch.cuda.memory_allocated(made.device)
         made.loss().backward()
         return torch.cuda.max_memory_allocated(made.device) - before
-    _give_back_freed()
-    try:
-        RESET.write_text("5")  # from now on the kernel's high-water mark is that of this step
-        begin = _high_water()
-    except OSError:
+    if not forget_peak():  # from now on the kernel's high-water mark is that of this step
         return None
+    begin = _high_water()
     made.loss().backward()
     return _high_water() - begin
 
@@ -86,14 +83,6 @@ def _high_water() -> int:
     """Bytes: the largest resident size of this process since it was reset (Linux)."""
     lines = STATUS.read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-
-
-def _give_back_freed() -> None:
-    """What the C library has freed but holds would hide what the next step takes."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):
-        return
 
 
 def _clear(made: Subject) -> None:

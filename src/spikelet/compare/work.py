@@ -32,7 +32,6 @@ AGAIN = "delete its folder to compute the run again"
 ANEW = "delete this file to measure the run again"
 DEFECT_FILE = "error.txt"
 RECIPE = "recipe.json"
-PEAK_OF_PROCESS = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,6 @@ class Station:
         if self._dataset is None:
             self._dataset = load_data(job.recipe)
         (job.folder / DEFECT_FILE).unlink(missing_ok=True)
-        _forget_peak()
         torch.manual_seed(job.recipe.seed)  # mappings start alike whatever ran before
         common: dict[str, Any] = {
             "resume": True,
@@ -199,9 +197,3 @@ def _defect(job: Job, error: Exception) -> dict[str, Any]:
     message = f"a defect of spikelet ({' '.join(str(error).split())})"
     fix = f"please report it with {job.folder / DEFECT_FILE}"
     return {"argument": type(error).__name__, "message": message, "fix": fix, "defect": True}
-
-
-def _forget_peak() -> None:
-    """Linux counts a process's largest memory anew from here; elsewhere it never falls."""
-    with contextlib.suppress(OSError):
-        PEAK_OF_PROCESS.write_text("5\n", encoding="ascii")

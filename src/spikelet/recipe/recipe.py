@@ -37,10 +37,11 @@ class Training:
     Small data are seen more often than `epochs` times, until `least_steps` steps were taken.
     `graph` replays whole steps from a CUDA graph: on a GPU small networks get several times faster.
     `accumulate` takes a batch in so many parts, one after the other, to save memory: its gradient
-    is the same, but for norms that see a part alone. `batch` counts the images of one process;
-    where `processes` share each step, the learning rate grows with the images of all by the rule
-    `scaling`: in proportion ("linear"), by the square root ("root"), not ("none"), or "auto",
-    which is "linear" for SGD and "root" for AdamW (docs/processes.md).
+    is the same, but for norms that train and terms that couple the batch, which see a part at a
+    time. `batch` counts the images of one process; where `processes` share each step, the learning
+    rate grows with the images of all by the rule `scaling`: in proportion ("linear"), by the square
+    root ("root"), not ("none"), or "auto", which is "linear" for SGD and "root" for AdamW
+    (docs/processes.md).
     """
 
     epochs: int = 10
@@ -124,16 +125,17 @@ class Training:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run. `teacher` is `{"run": folder}` or a model spec; `calibrate` counts images.
+    """A whole run. `teacher` is `{"run": folder}` or a model spec.
 
     `norm` says what batch norms do in training: "train" uses the batch's statistics, "settled"
     does so from a start that computes what conversion calibrated, "frozen" keeps the teacher's;
     "auto" is "frozen" for signed spikes, "settled" where the batch's statistics would spoil the
     conversion, else "train".
 
-    `estimate` augmented training images give norms that train their statistics anew before each
-    measurement; with 0 those are the running average of training. `joint` trains an ANN teacher
-    along on the labels.
+    `calibrate` training images set thresholds, and `estimate` augmented ones give norms that train
+    their statistics anew before each measurement; of both as many are taken as one pass has room
+    for. With an `estimate` of 0 statistics are the running average of training. `joint` trains an
+    ANN teacher along on the labels.
 
     `augment` is None for the data set's own augmentations.
 

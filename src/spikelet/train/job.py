@@ -16,6 +16,7 @@ from torch import nn
 from spikelet.checkpoint import load_weights, save_weights
 from spikelet.data import Batches, Dataset, Split
 from spikelet.distill import Distiller
+from spikelet.heap import forget_peak
 from spikelet.measure import accuracy, accuracy_over_steps, health, mean_rates
 from spikelet.processes import alike, first, meet
 from spikelet.recipe import Recipe, Training
@@ -23,6 +24,7 @@ from spikelet.train.cost import costs
 from spikelet.train.crossed import beside, paired, sees, summed
 from spikelet.train.examples import store_examples
 from spikelet.train.fit import fit
+from spikelet.train.known import seen_otherwise
 from spikelet.train.load import (
     ANN,
     MODEL_FILE,
@@ -250,6 +252,9 @@ def distill(
             warn(recipe, place)
             untaught(teacher, dataset, place)
             unmatched(distiller, place)
+            another = seen_otherwise(teacher.path, dataset) if shown is None else None
+            if another is not None and place.writes:
+                place.tell(another)
             estimate = estimated(recipe, dataset, student)
             firing = layers if spiking(recipe) else None
             more = _train(recipe, place, dataset, distiller, score, firing, estimate)
@@ -313,6 +318,8 @@ def _train(
     announce(recipe, place, dataset, distiller.student, len(batches))
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place.device)
+    else:
+        forget_peak()
     history = fit(
         distiller,
         beside(distiller, batches),
@@ -344,7 +351,10 @@ def _train(
 
 
 def _peak(device: torch.device) -> float:
-    """Largest memory so far in MiB: torch's own on a GPU, else the whole process's."""
+    """Largest memory since training began in MiB: torch's own on a GPU, else the whole process's.
+
+    Where the system cannot count it anew (macOS), it is that of the process's whole life.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +21,10 @@ from spikelet.encode import still
 from spikelet.errors import UserError
 from spikelet.execute import ann as run_ann
 from spikelet.execute import bptt
-from spikelet.graph import capture, shapes
+from spikelet.graph import capture
 from spikelet.layout import laid_for
 from spikelet.norm import estimate_norms, freeze_norms, settle_norms, tracking
+from spikelet.obstacles import reason
 from spikelet.processes import processes, rank
 from spikelet.quantise import quantised
 from spikelet.recipe import (
@@ -42,6 +42,7 @@ from spikelet.recipe import (
 from spikelet.stepwise import require_fixed_norms
 from spikelet.terms import Term
 from spikelet.train.crossed import IMAGES, beginning, crossing
+from spikelet.train.known import require_classes
 from spikelet.train.load import (
     ANN,
     SNN,
@@ -52,11 +53,10 @@ from spikelet.train.load import (
     load,
     own_architecture,
 )
-from spikelet.train.running import by_levels, encoder, encoding, trainer
+from spikelet.train.running import by_levels, encoder, encoding, roomy, that_fit, trainer
 
 ZOO_CLASSES = 1000
 EXAMPLES = 64
-ROOM = 2**27  # values of the largest tensor while statistics are estimated: 512 MiB in fp32
 ESTIMATING = -1  # an epoch that training never sees
 SPOILT = 1.25  # times the cross entropy of the conversion
 
@@ -125,6 +125,8 @@ def teacher_of(recipe: Recipe, out: Path, dataset: Dataset) -> Loaded:
             f"it knows {classes} classes, the data {dataset.name} has {len(dataset.classes)}",
             "use a teacher that was trained on these classes",
         )
+    if "run" in spec and IMAGES not in loaded.description:
+        require_classes(Path(spec["run"]), dataset)
     return loaded
 
 
@@ -180,6 +182,7 @@ def require_ann(ann: Loaded, recipe: Recipe, dataset: Dataset) -> None:
         what = f"it knows {ann.description['classes']} classes, the data {dataset.name} has "
         raise UserError(where, f"{what}{len(dataset.classes)}", other)
     _require_images(ann.description, dataset, where)
+    require_classes(ann.path, dataset, "ann")
     if own_architecture(ann.description) != recipe.model:
         what = f"it is a {ann.description['kind']}, the recipe's model is {recipe.model}"
         raise UserError(where, what, "name its architecture as model")
@@ -213,16 +216,22 @@ def make_student(
 
     It is the converted teacher; of another architecture it is the converted `ann`, or one whose
     weights are fresh, as from scratch. Fresh norms take the images' statistics first, as
-    thresholds are calibrated on what arrives.
+    thresholds are calibrated on what arrives. Thresholds are set on as many images as one pass has
+    room for. `convert`, which trains nothing, is the teacher's conversion beside others from
+    scratch, too.
     """
     neuron = build("neuron", recipe.neuron, NEURONS)
     source, description = beginning(teacher, dataset, recipe.seed)
-    fresh = recipe.start == "scratch" or (recipe.model is not None and ann is None)
-    if recipe.model is not None:
+    scratch, other = recipe.start == "scratch", recipe.model is not None
+    able = teacher.kind == ANN and reason(source) is None
+    plainly = scratch and recipe.method == "convert" and able
+    fresh = not plainly and (scratch or (other and ann is None))
+    if recipe.model is not None and not plainly:
         description = describe(recipe.model, dataset, recipe.seed)
     if fresh:
         source = assemble(description | {"seed": recipe.seed})
     source = (source if ann is None else ann).to(images.device)
+    images = that_fit(source, images, recipe.steps)
     if fresh:
         estimate_norms(source, [images], lambda net, x: net(laid_for(net, still(x))))
     student = convert(source, neuron, steps=recipe.steps, calibrate=images)
@@ -291,17 +300,9 @@ def _large(
     drawn = batches.epoch(ESTIMATING)
     images, labels = next(drawn)
     example = encoder(recipe, dataset.mean, dataset.std)(images[:1], recipe.steps)
-    count = min(recipe.estimate, _roomy(student, example)) // batches.batch
+    count = min(recipe.estimate, roomy(student, example)) // batches.batch
     more = list(itertools.islice(drawn, max(count - 1, 0)))
     return torch.cat([images, *(i for i, _ in more)]), torch.cat([labels, *(y for _, y in more)])
-
-
-def _roomy(student: nn.Module, example: Tensor) -> int:
-    """How many images one pass may hold; `example` "T 1 ..." is one of them, encoded."""
-    if not isinstance(student, fx.GraphModule):
-        return 0
-    largest = max(math.prod(shape) for shape in shapes(student, example[0]).values())
-    return ROOM // (largest * len(example))
 
 
 def build_terms(recipe: Recipe) -> dict[str, Term]:

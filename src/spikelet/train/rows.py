@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,9 +25,11 @@ from spikelet.train.running import (
     measurer,
     spiking,
     student_measurer,
+    that_fit,
 )
 
-EVALUATION_BATCH, ACCELERATED_BATCH = 250, 1000
+EVALUATION_BATCH, ACCELERATED_BATCH = 250, 1000  # of images up to MIDDLING; fewer of larger ones
+MIDDLING = 64 * 64  # pixels
 GIVEN, LEARNED = "given, before joint training", "after joint training"
 BEGUN = "of the student's ANN"
 COSTS = ("seconds", "ann_epochs", "macs")
@@ -42,6 +45,7 @@ def evaluation(split: Split, dataset: Dataset, device: torch.device) -> Iterator
     if 1 < count <= len(split):
         split = split.at(torch.arange(rank(), len(split), count))
     batch = EVALUATION_BATCH if device.type == "cpu" else ACCELERATED_BATCH
+    batch = max(batch * MIDDLING // max(math.prod(dataset.size), MIDDLING), 1)
     batches = Batches(split, dataset, batch, shuffle=False, device=device)
     return batches.epoch(0)
 
@@ -124,7 +128,8 @@ def _converted(
         return []
     encode, rows = encoder(recipe, dataset.mean, dataset.std), []
     for t in steps:
-        converted = convert(net, build("neuron", recipe.neuron, NEURONS), steps=t, calibrate=images)
+        neuron, fitting = build("neuron", recipe.neuron, NEURONS), that_fit(net, images, t)
+        converted = convert(net, neuron, steps=t, calibrate=fitting)
         shown, known = encode(images[:1], 1)[0], t == recipe.steps and not by_levels(recipe)
         way = measurer(recipe, converted, shown, t, len(dataset.test), known)
         batches = evaluation(dataset.test, dataset, images.device)

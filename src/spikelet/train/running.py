@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from spikelet.encode import still
 from spikelet.execute import Execute, bptt, rate
+from spikelet.graph import capture, shapes
 from spikelet.measure.accuracy import Encode
 from spikelet.measure.vitals import neuron_count
+from spikelet.obstacles import reason
 from spikelet.quantise import quantised
 from spikelet.recipe import ENCODERS, Recipe, build, resolve
 
 WORTH = 2**26  # neurons times steps times images from which it pays to compile the scan
+ROOM = 2**27  # values of the largest tensor in one pass over many images: 512 MiB in fp32
 
 
 def encoding(
@@ -59,6 +64,21 @@ def measurer(
     """
     size = 0 if known else neuron_count(net, shown)
     return spiking_runner(recipe, fuse=known or size * steps * count >= WORTH)
+
+
+def roomy(net: nn.Module, example: Tensor) -> int:
+    """How many images one pass may hold; `example` "T 1 ..." is one of them, encoded."""
+    if not isinstance(net, fx.GraphModule):
+        return 0
+    largest = max(math.prod(shape) for shape in shapes(net, example[0]).values())
+    return ROOM // (largest * len(example))
+
+
+def that_fit(net: nn.Module, images: Tensor, steps: int) -> Tensor:
+    """As many of the images "B ..." as one pass of T steps through an ANN may hold, 2 at least."""
+    if reason(net) is not None:
+        return images  # it cannot be converted, which conversion itself says best
+    return images[: max(roomy(capture(net), still(images[:1]).expand(steps, *[-1] * 4)), 2)]
 
 
 def trainer(recipe: Recipe) -> Execute:
