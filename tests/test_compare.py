@@ -40,6 +40,7 @@ from spikelet.data import Dataset, digits
 from spikelet.errors import UserError
 from spikelet.folder import alone_in
 from spikelet.recipe import DITHER, METHODS, default_recipe
+from spikelet.recipe.methods import FIELDS
 from spikelet.report import at, grid_page
 from spikelet.terms import Reads, Step, Term
 from spikelet.terms.term import Pairs
@@ -284,13 +285,15 @@ def test_what_distill_would_choose_by_itself_is_told() -> None:
     """A grid trains all methods alike; where the defaults of `distill` differ, it says so."""
     strong = "fading[feature.weight=10,feature.fade=4]"
     grid = Grid({"kind": "digits"}, ("logits", "fading", strong), steps=(1, 2, 4))
-    length, ways, features = notes(grid)
-    assert "training.epochs=80" in length and "at T = 1 by itself" in length
+    beta, length, ways, features = notes(grid)
+    assert "training.beta2=0.99 at T = 1 by itself" in beta
+    assert "training.epochs=80" in length and "at T = 1 and 2 by itself" in length
     assert "execute.kind=bptt at T = 2 and 4" in ways and ways.endswith("--execute.kind bptt.")
     assert (
         "for fading at T = 4" in features and "fading[feature.fade=4,feature.weight=10]" in features
     )
-    told = Grid({"kind": "digits"}, ("logits",), steps=(2, 4), overrides={"execute.kind": "bptt"})
+    unrolled = {"execute.kind": "bptt"}
+    told = Grid({"kind": "digits"}, ("logits",), steps=(2, 4), epochs=3, overrides=unrolled)
     quick = {"training.beta2": 0.99}
     brief = Grid({"kind": "digits"}, ("logits",), steps=(1,), epochs=3, overrides=quick)
     assert notes(told) == notes(brief) == []
@@ -304,6 +307,34 @@ def test_methods_are_joined_and_taken_from_elsewhere() -> None:
     assert own.terms.keys() == {"ce", "affine", "own"}
     steps = recipe_of("hybrid+twkd", DATA)
     assert steps.execute["kind"] == "bptt"
+
+
+def test_methods_that_are_joined_keep_what_each_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order; where two need different things, a sentence says so."""
+    events = {"kind": "nmnist"}
+    for method in ("ckd+logits", "logits+ckd", "logits+ckd+twkd"):
+        assert recipe_of(method, events).encode == recipe_of("ckd", events).encode
+    both = recipe_of("logits+ckd+twkd", events)
+    assert both.execute == recipe_of("twkd", events).execute
+    monkeypatch.setitem(FIELDS, "affine", {"encode": {"kind": "mixed"}})
+    what = "ckd needs encode = .*0.25.*, affine {'kind': 'mixed'}"
+    with pytest.raises(UserError, match=rf"--methods ckd\+affine`: {what}"):
+        recipe_of("ckd+affine", events)
+
+
+def test_compilation_is_left_out_of_every_way_that_has_it() -> None:
+    def ways(data: str, **overrides: Any) -> dict[str, Any]:
+        methods = ("twkd", "distilling-spikes", "fading")
+        grid = Grid({"kind": data}, methods, overrides=overrides)
+        return {m: grid.recipe(Cell(m, 2, 0)).execute for m in grid.methods}
+
+    found = ways("mnist", **{"execute.fuse": False})
+    assert found.pop("qann") == {"kind": "quantised"}
+    assert {name: way["fuse"] for name, way in found.items()} == dict.fromkeys(found, False)
+    kinds = {name: way["kind"] for name, way in found.items()}
+    assert kinds["twkd"] == kinds["distilling-spikes"] == "bptt"
+    assert kinds["fading"] == "rate"
+    assert ways("mnist", **{"execute.kind": "bptt"})["twkd"] == {"kind": "bptt", "fuse": True}
 
 
 def test_way_of_gradients_is_kept_by_methods_that_need_theirs() -> None:

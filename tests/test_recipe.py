@@ -240,6 +240,26 @@ def test_the_gradient_of_a_default(
 
 
 @pytest.mark.parametrize(
+    ("data", "size", "kind"),
+    [
+        ({"kind": "mine:data"}, None, "rate"),
+        ({"kind": "mine:data"}, [8, 8], "bptt"),
+        ({"kind": "mine:data"}, [32, 48], "rate"),
+        ({"kind": "mine:data", "size": "small"}, [8, 8], "bptt"),  # a word of the function's own
+        ({"kind": "mine:data", "size": 8}, [64, 64], "rate"),
+        ({"kind": "imagefolder"}, [28, 28], "bptt"),
+        ({"kind": "imagefolder", "size": 64}, [28, 28], "rate"),
+        ({"kind": "imagefolder", "size": [28, 32]}, None, "bptt"),
+    ],
+)
+def test_how_large_images_are_the_teacher_tells(
+    data: dict[str, Any], size: list[int] | None, kind: str
+) -> None:
+    recipe = default_recipe("distill", data, steps=4)
+    assert completed(recipe, (), size).execute["kind"] == kind
+
+
+@pytest.mark.parametrize(
     ("steps", "data", "chosen", "expected"),
     [
         (1, "mnist", (), (4, 800, 0.99)),
@@ -249,10 +269,13 @@ def test_the_gradient_of_a_default(
         (1, "mnist", ("training.least_steps",), (4, 400, 0.99)),
         (1, "mnist", ("training.beta2",), (4, 800, 0.999)),
         (1, "imagenet", (), (100, 400, 0.999)),
-        (2, "mnist", (), (2, 400, 0.999)),
+        (2, "mnist", (), (4, 800, 0.999)),
+        (2, "mnist", ("training.epochs",), (2, 400, 0.999)),
+        (2, "imagenet", (), (100, 400, 0.999)),
+        (3, "mnist", (), (2, 400, 0.999)),
     ],
 )
-def test_a_single_step_is_trained_longer(
+def test_few_steps_are_trained_longer(
     steps: int, data: str, chosen: tuple[str, ...], expected: tuple[float, ...]
 ) -> None:
     """By default: what was chosen, and what is published, stays."""

@@ -79,7 +79,8 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
     given = [*leaves_of(options), *leaves]
     own = {} if begun is None else {"ann": begun[0]}
     recipe = default_recipe("distill", data, options.method, teacher=teacher, model=model, **own)
-    recipe = completed(overridden(recipe, given), {leaf.path for leaf in given})
+    size = size_of(teacher, data["kind"])
+    recipe = completed(overridden(recipe, given), {leaf.path for leaf in given}, size)
     recipe = dataclasses.replace(recipe, data=with_frames(recipe.data, recipe.steps))
     added = [name for name in recipe.terms if name not in terms_of(options.method)]
     if added:  # not the method any more, least of all the control `none`
@@ -121,6 +122,24 @@ def data_of(teacher: Spec) -> Spec | None:
     from spikelet.train import read_recipe
 
     return read_recipe(teacher["run"]).data
+
+
+def size_of(teacher: Spec, kind: str) -> list[int] | None:
+    """Height and width of the images that a teacher's run was trained on, if the student sees such.
+
+    A damaged description tells none here: reading the teacher says what is wrong with it.
+    """
+    known = data_of(teacher)
+    if known is None or known["kind"] != kind:
+        return None
+    from spikelet.train.stored import stored_object
+
+    try:
+        found = stored_object(Path(teacher["run"]) / "model.json").get("size")
+    except UserError:
+        return None
+    sizes = found if isinstance(found, list) else []
+    return sizes if sizes and all(isinstance(each, int) for each in sizes) else None
 
 
 def require_weights(teacher: Spec) -> None:

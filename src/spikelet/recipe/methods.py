@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any
 
 from spikelet.errors import unknown
@@ -55,7 +55,7 @@ STRONG: dict[str, float] = {"weight": 10.0, "fade": 4.0}
 FUSED = ("rate", "bptt")  # ways of running that can compile their neurons
 DEFAULT_METHOD = "fading"
 FINE = 3  # T from which on strong features have paid (docs/recipe.md)
-LONGER = 2  # times as long a training at T = 1: about the price of T = 2 (docs/recipe.md)
+FEW, LONGER = 2, 2  # T up to which training is so many times as long: about the price of T = 4
 QUICK = 0.99  # AdamW's second beta at T = 1, as a student's gradients shrink with its terms
 ALWAYS, OFTEN = (2,), (3, 4)  # T at which gradients through time pay (docs/recipe.md),
 SMALL = 32  # the latter on images of at most so many pixels a side: all steps lie in memory
@@ -121,35 +121,40 @@ def terms_of(method: str) -> dict[str, Spec]:
     return {name: dict(spec) for name, spec in METHODS[method].items()}
 
 
-def completed(recipe: Recipe, chosen: Collection[str] = ()) -> Recipe:
+def completed(
+    recipe: Recipe, chosen: Collection[str] = (), size: Sequence[int] | None = None
+) -> Recipe:
     """A student's recipe with the defaults that depend on several of its parts.
 
     They are the way of its gradient, the learning rates, where an ANN of its own is trained first,
     how long it trains and, in a converted teacher from T = 3 on, how much the features of `fading`
     count. What is among the leaves that were chosen stays. It is added once: to a recipe that
-    `default_recipe` gave.
+    `default_recipe` gave. `size` (height, width) is that of the images, where the data do not say.
     """
     recipe = alike_trained(recipe, chosen)
     ways = {path for path in chosen if path.startswith("execute.")} - {"execute.fuse"}
-    if recipe.execute["kind"] == "rate" and not ways and _exactly(recipe):
+    if recipe.execute["kind"] == "rate" and not ways and _exactly(recipe, size):
         recipe = dataclasses.replace(recipe, execute={**recipe.execute, "kind": "bptt"})
     fading = recipe.method == "fading" and not _of_features(chosen)
     converted = recipe.model is None and recipe.start == "converted"
     if fading and converted and recipe.steps >= FINE and _plain(recipe):
         terms = {**recipe.terms, "feature": {**recipe.terms["feature"], **STRONG}}
         recipe = dataclasses.replace(recipe, terms=terms)
-    return gentler(_of_one_step(recipe, chosen), chosen)
+    return gentler(_of_few_steps(recipe, chosen), chosen)
 
 
-def _of_one_step(recipe: Recipe, chosen: Collection[str]) -> Recipe:
-    """At T = 1 a student sees its images more often; the published training of ImageNet stays."""
+def _of_few_steps(recipe: Recipe, chosen: Collection[str]) -> Recipe:
+    """At T = 1 and 2, where an epoch is cheap, a student sees its images more often.
+
+    The published training of ImageNet stays.
+    """
     training = recipe.training
-    if recipe.steps > 1 or recipe.data["kind"] == "imagenet":
+    if recipe.steps > FEW or recipe.data["kind"] == "imagenet":
         return recipe
     wanted: dict[str, Any] = {}
     if "training.epochs" not in chosen:
         wanted = {n: LONGER * getattr(training, n) for n in ("epochs", "least_steps")}
-    if training.optimiser == "adamw":
+    if training.optimiser == "adamw" and recipe.steps == 1:
         wanted["beta2"] = QUICK
     fields = {name: v for name, v in wanted.items() if f"training.{name}" not in chosen}
     return dataclasses.replace(recipe, training=dataclasses.replace(training, **fields))
@@ -173,7 +178,7 @@ def _of_features(chosen: Collection[str]) -> bool:
     return not said.isdisjoint(chosen)
 
 
-def _exactly(recipe: Recipe) -> bool:
+def _exactly(recipe: Recipe, known: Sequence[int] | None) -> bool:
     """Whether gradients through time buy more than the epochs they cost (measured: docs/log.md).
 
     A current that is learned for each step has no other.
@@ -181,8 +186,9 @@ def _exactly(recipe: Recipe) -> bool:
     data = recipe.data
     if recipe.neuron.get("step_bias"):
         return True
-    size = data.get("size") or SIDES.get(str(data.get("kind")), SMALL + 1)
-    side = max(size) if isinstance(size, list | tuple) else size
+    kind = str(data.get("kind"))
+    told = None if ":" in kind else data.get("size") or SIDES.get(kind)
+    side = max(told) if isinstance(told, list | tuple) else told or max(known or [SMALL + 1])
     return recipe.steps in ALWAYS or (recipe.steps in OFTEN and _plain(recipe) and side <= SMALL)
 
 
