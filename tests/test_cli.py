@@ -297,6 +297,20 @@ MISTAKES = {
         "hybrid",
     ),
     "grid seeds": ([*GRID, "--seeds", "0"], "1 to"),
+    "conversion from scratch": (
+        [
+            "distill",
+            "--teacher",
+            "resnet20",
+            "--method",
+            "convert",
+            "--start",
+            "scratch",
+            "--out",
+            "OUT",
+        ],
+        "convert is the teacher's conversion",
+    ),
     "grid steps": ([*GRID, "--steps", "2", "0"], "1 or more"),
     "grid epochs": ([*GRID, "--epochs", "-1"], "0 or more"),
     "grid leaf": ([*GRID, "--terms.hybrid.weight", "1"], "logits"),
@@ -447,12 +461,13 @@ def test_table_of_many_steps_shows_some_of_them() -> None:
 
 def test_what_training_took_stands_below_the_table() -> None:
     common = {"std": None, "n": 1, "seed": 0, "split": "test", "method": "logits", "steps": 2}
-    rows = [{"accuracy": 0.5, "seconds": 1234.5, "ann_epochs": 7.25, **common}]
-    console = Console(record=True, width=80, file=io.StringIO())
+    rows = [{"accuracy": 0.5, "seconds": 1234.5, "ann_epochs_macs": 7.25, **common}]
+    console = Console(record=True, width=200, file=io.StringIO())
     show(console, {"rows": rows})
     last = console.export_text().splitlines()[-1]
-    assert last == "training took 1,234 s, the price of 7.2 epochs of training the teacher"
-    assert priced({"seconds": 3.0, "ann_epochs": None}) == priced({}) == ""
+    price = "the price of 7.2 epochs of training the teacher"
+    assert last == f"training took 1,234 s, by multiply-accumulates {price}"
+    assert priced({"seconds": 3.0, "ann_epochs": 2.0}) == priced({}) == ""
 
 
 def test_table_names_what_teaches() -> None:

@@ -107,6 +107,9 @@ def test_costs_scale_with_images_and_seconds() -> None:
         paid = costs(found, flat(), batches, training, 10.0)
         assert paid["macs"] == pytest.approx(20 * epochs * once)
         assert paid["ann_epochs"] is not None and 0 < paid["ann_epochs"] < 1e7
+        layers = [m.weight for m in net.modules() if isinstance(m, nn.Linear)]
+        by_hand = 3 * sum(w.numel() for w in layers) - layers[0].numel()  # images need no gradient
+        assert paid["ann_epochs_macs"] == pytest.approx(epochs * once / by_hand)
 
 
 def test_what_compiles_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

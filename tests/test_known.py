@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
+from spikelet.cli import measure
+from spikelet.cli.arguments import parse
 from spikelet.data import Dataset, normalise
+from spikelet.data.dataset import fingerprint
 from spikelet.errors import UserError
+from spikelet.examine.subject import subject
 from spikelet.recipe import Recipe, Training, default_recipe
 from spikelet.train import load, read_json, write_json
 from spikelet.train.job import distill, load_data, teach
-from spikelet.train.known import require_classes, seen_otherwise
+from spikelet.train.known import another, other_test_part, require_classes, seen_otherwise
+from spikelet.train.load import Loaded
 
 DATA = {"kind": "digits", "train": 100, "validation": 20}
 ONE = Training(epochs=1, batch=50)
@@ -102,3 +108,54 @@ def test_conversion_beside_students_from_scratch_is_the_teachers(
         answers = load(out).predict(images, steps=2).argmax(1)
         assert float((answers == dataset.test.labels).double().mean()) == pytest.approx(wanted)
     assert read_json(out / "results.json")["rows"][-1]["method"] == "convert"
+
+
+def test_a_test_part_that_has_changed_is_told(
+    taught: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    """What is split by number is split anew where an image comes or goes."""
+    assert other_test_part(taught, dataset) is None
+    few = dataset.test.at(torch.arange(len(dataset.test) - 1))
+    fewer = dataclasses.replace(
+        dataset, test=few, hashes={**dataset.hashes, "test": fingerprint(few)}
+    )
+    told = other_test_part(taught, fewer)
+    assert told is not None and str(taught) in told
+    assert told in said(student(taught), tmp_path / "other", fewer)
+    assert "others than those of the run" not in said(student(taught), tmp_path / "same", dataset)
+    assert other_test_part(taught, dataclasses.replace(fewer, name="another")) is None
+    other = {**dataset.hashes, "train": "another seed's", "validation": "another seed's"}
+    assert other_test_part(taught, dataclasses.replace(dataset, hashes=other)) is None
+
+
+def test_measuring_looks_at_classes_and_the_test_part(
+    taught: Path, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list(dataset.classes)
+    swapped = dataclasses.replace(dataset, classes=(names[1], names[0], *names[2:]))
+    with pytest.raises(UserError, match=r"run = .*class 0 is '0', in the data digits it is '1'"):
+        subject(load(taught), swapped)
+    fewer = dataclasses.replace(dataset, hashes={**dataset.hashes, "test": "another"})
+    found = {}
+    for name, data in (("same", dataset), ("fewer", fewer)):
+        text = io.StringIO()
+        monkeypatch.setattr(Loaded, "dataset", lambda self, data=data: data)
+        words = ["measure", str(taught), "steps", "--images", "20"]
+        measure.run(parse("measure", words[1:]), Console(file=text, width=1000))
+        found[name] = text.getvalue()
+    assert "note: the test images of digits are others" in found["fewer"]
+    assert "note:" not in found["same"]
+
+
+def test_what_is_frozen_in_the_teacher_trains_and_that_is_told(
+    taught: Path, dataset: Dataset
+) -> None:
+    known = load(taught)
+    assert another(known, dataset) == []
+    weights = list(known.net.parameters())
+    weights[0].requires_grad_(False)
+    assert another(known, dataset) == [
+        "1 weights that are frozen in the teacher train in the student"
+    ]
+    known.net.requires_grad_(False)
+    assert another(known, dataset) == [], "a network that is frozen whole was made to answer"

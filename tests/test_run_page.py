@@ -299,7 +299,8 @@ def test_curves_of_training_are_drawn_where_they_lie(text: str, runs: dict[str, 
     part = dict(sections(text))["Training"]
     assert f"hybrid: {len(epochs)} epochs" in part
     row = json.loads((runs["hybrid"] / "results.json").read_text())["rows"][-1]
-    assert f"the price of {row['ann_epochs']:.1f} epochs of training the teacher" in part
+    price = f"{row['ann_epochs']:.1f} by time and {row['ann_epochs_macs']:.1f} by multiply"
+    assert f"in epochs of training the teacher {price}" in part
     charts = re.findall(r"<figure.*?</figure>", part, re.S)
     chart = next(each for each in charts if "loss that is minimised" in each)
     paths = re.findall(r'<path d="([^"]*)" clip-path[^>]*var\(--series-1\)', chart)

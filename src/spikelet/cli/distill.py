@@ -66,6 +66,9 @@ def recipe_of(options: Namespace, leaves: Sequence[Leaf]) -> Recipe:
         raise UserError("--method", f"here it is a name alone, {plainly}", fix)
     if options.method not in METHODS:
         raise unknown("--method", options.method, METHODS)
+    if options.method == "convert" and options.start == "scratch":
+        what = "convert is the teacher's conversion, from its weights, and trains nothing"
+        raise UserError("--start scratch", what, "leave the flag out")
     teacher = teacher_spec(options)
     data = data_spec(options, data_of(teacher))
     model, begun = None, ann_of(options)

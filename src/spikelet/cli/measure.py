@@ -32,7 +32,7 @@ def run(options: Namespace, console: Console) -> dict[str, Any]:
     from spikelet.examine.work import work
 
     images_of("steps", options.images)
-    subject = _subject(options, steps)
+    subject = _subject(options, steps, console)
     names = chosen(options.what, subject.student.spiking, len(subject.networks) > 1)
     line = f"measuring {', '.join(names)} on {options.split} images of {subject.dataset.name}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -46,15 +46,20 @@ def run(options: Namespace, console: Console) -> dict[str, Any]:
     return {"run": str(options.run), "rows": rows, "measures": found, **more}
 
 
-def _subject(options: Namespace, steps: list[int]) -> Subject:
+def _subject(options: Namespace, steps: list[int], console: Console) -> Subject:
     """The run beside its teacher and the runs of --versus, with the images to measure on."""
     device = device_of(options)
     from spikelet.examine.subject import measured_part, subject
     from spikelet.heap import keep_freed_memory
     from spikelet.train import load
+    from spikelet.train.known import other_test_part
 
     loaded = _moved(load(Path(options.run)), options.data_root)
-    dataset = measured_part(loaded.dataset(), options.split)
+    whole = loaded.dataset()
+    changed = other_test_part(loaded.path, whole)
+    if changed is not None:
+        console.print(f"note: {changed}", markup=False, highlight=False, soft_wrap=True)
+    dataset = measured_part(whole, options.split)
     place = device or _usual()
     if place == "cpu":
         keep_freed_memory()

@@ -126,11 +126,15 @@ def _percent(row: Row | None) -> str:
 
 
 def priced(row: Row) -> str:
-    """What a row's training took, in seconds and in epochs of its teacher; "" where unknown."""
-    seconds, epochs = row.get("seconds"), row.get("ann_epochs")
+    """What a row's training took, in seconds and in epochs of its teacher; "" where unknown.
+
+    Epochs are those with as many multiply-accumulates: by time they differ from run to run.
+    """
+    seconds, epochs = row.get("seconds"), row.get("ann_epochs_macs")
     if seconds is None or epochs is None:
         return ""
-    return f"{seconds:,.0f} s, the price of {epochs:,.1f} epochs of training the teacher"
+    price = f"the price of {epochs:,.1f} epochs of training the teacher"
+    return f"{seconds:,.0f} s, by multiply-accumulates {price}"
 
 
 def show(console: Console, result: Mapping[str, Any]) -> None:

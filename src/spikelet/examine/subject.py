@@ -19,6 +19,7 @@ from spikelet.measure.accuracy import Encode
 from spikelet.quantise import quantised
 from spikelet.recipe import Recipe
 from spikelet.train.crossed import IMAGES
+from spikelet.train.known import require_classes
 from spikelet.train.load import ANN, SNN, Loaded, load, statistics, teacher
 from spikelet.train.prepare import placed
 from spikelet.train.running import encoder, runner, spiking
@@ -134,9 +135,11 @@ def subject(
         split: what the measured part is called.
 
     Raises:
-        UserError: if another run is none, unfinished, or was made with other data.
+        UserError: if the data have other classes than the run's, or another run is none,
+            unfinished, or was made with other data.
     """
     device, recipe = torch.device(device), loaded.recipe
+    require_classes(loaded.path, dataset, "run")
     see = _Eye(dataset, recipe.steps, device)
     known = dataset.mean, dataset.std
     student = see(loaded, ANN if loaded.kind == ANN else recipe.method, loaded.path, known)

@@ -186,9 +186,12 @@ def _exactly(recipe: Recipe, known: Sequence[int] | None) -> bool:
     data = recipe.data
     if recipe.neuron.get("step_bias"):
         return True
-    kind = str(data.get("kind"))
-    told = None if ":" in kind else data.get("size") or SIDES.get(kind)
-    side = max(told) if isinstance(told, list | tuple) else told or max(known or [SMALL + 1])
+    kind, told = str(data.get("kind")), data.get("size")
+    sides: Sequence[Any] = told if isinstance(told, list | tuple) else [told or SIDES.get(kind)]
+    vague = not all(isinstance(each, int) for each in sides)
+    if vague or (known and ":" in kind):  # an argument `size` of one's own may be anything
+        sides = known or [SMALL + 1]
+    side = max(sides)
     return recipe.steps in ALWAYS or (recipe.steps in OFTEN and _plain(recipe) and side <= SMALL)
 
 

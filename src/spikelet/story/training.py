@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from spikelet.report.findings import listed
 from spikelet.report.parts import Block, Chart, Note, Panels, Rows, Section
 from spikelet.report.plots import Line, lines_chart
 from spikelet.story.cast import CONVERT, Cast, Chapter
@@ -24,6 +25,7 @@ PARTS = {
     "relation": "relation: likeness between images",
     "affine": "affine: features, mapped",
 }
+PRICES = {"ann_epochs": "by time", "ann_epochs_macs": "by multiply-accumulates"}
 Read = Callable[[Row], float | None]
 
 
@@ -100,8 +102,9 @@ def _words(runs: Sequence[Told]) -> str:
         seconds = last.get("seconds") or sum(row.get("seconds", 0.0) for row in run.epochs)
         words = f"{run.label}: {counted(len(run.epochs), 'epoch')}, "
         words += f"{seconds:.1f} s of training steps"
-        if last.get("ann_epochs") is not None:
-            words += f", the price of {last['ann_epochs']:.1f} epochs of training the teacher"
+        prices = [f"{last[k]:.1f} {how}" for k, how in PRICES.items() if last.get(k) is not None]
+        if prices:
+            words += f", in epochs of training the teacher {listed(prices)}"
         if last.get("accuracy_selected") is not None:
             words += (
                 f"; the epoch that validation would choose ({last['epoch_selected']}) has "

@@ -29,19 +29,22 @@ COUNTED = 2  # images
 def costs(
     distiller: Distiller, teacher: nn.Module, batches: Batches, training: Training, seconds: float
 ) -> dict[str, float | None]:
-    """`ann_epochs` and `macs` of a finished training; the teacher's forwards are part of both.
+    """What a finished training cost; the teacher's forwards are part of all of it.
 
     `ann_epochs` is its time in training epochs of the teacher: as it took `seconds`, and one such
     epoch would take the median of five steps on the same batches, in the same precision, times
     their number. None where steps were replayed as graphs, which those of the teacher are not.
     `macs` are multiply-accumulates of all convolutions and matrix products, dense, forward and
-    backward.
+    backward, and `ann_epochs_macs` the training epochs of the teacher that have as many, which is
+    the same on every machine.
     """
     replayed = training.graph and batches.device.type == "cuda"
-    images = training.lasting(len(batches)).epochs * _shown(batches)
+    epochs, example = training.lasting(len(batches)).epochs, next(iter(batches.epoch(0)))
+    each, anns = macs_per_image(distiller, *example), macs_of_ann(teacher, *example)
     return {
         "ann_epochs": None if replayed else seconds / epoch_seconds(teacher, batches, training),
-        "macs": images * macs_per_image(distiller, *next(iter(batches.epoch(0)))),
+        "ann_epochs_macs": epochs * each / anns if anns else None,
+        "macs": epochs * _shown(batches) * each,
     }
 
 
@@ -101,6 +104,14 @@ def macs_per_image(distiller: Distiller, images: Tensor, labels: Tensor) -> floa
         loss, _ = counted(images, labels, progress=0.0, generator=generator)
         loss.backward()
     return counter.get_total_flops() / 2 / len(images)
+
+
+def macs_of_ann(teacher: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Multiply-accumulates of training an ANN on its labels, forward and backward, for an image."""
+    net, few = copy.deepcopy(teacher).train().requires_grad_(True), images[:COUNTED]
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        F.cross_entropy(net(laid_for(net, still(few))).float(), labels[:COUNTED]).backward()
+    return counter.get_total_flops() / 2 / len(few)
 
 
 def distiller_of(distiller: Distiller, steps: int) -> Distiller:

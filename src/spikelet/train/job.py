@@ -24,7 +24,7 @@ from spikelet.train.cost import costs
 from spikelet.train.crossed import beside, paired, sees, summed
 from spikelet.train.examples import store_examples
 from spikelet.train.fit import fit
-from spikelet.train.known import seen_otherwise
+from spikelet.train.known import another
 from spikelet.train.load import (
     ANN,
     MODEL_FILE,
@@ -252,9 +252,8 @@ def distill(
             warn(recipe, place)
             untaught(teacher, dataset, place)
             unmatched(distiller, place)
-            another = seen_otherwise(teacher.path, dataset) if shown is None else None
-            if another is not None and place.writes:
-                place.tell(another)
+            for told in another(teacher, dataset) if shown is None and place.writes else []:
+                place.tell(told)
             estimate = estimated(recipe, dataset, student)
             firing = layers if spiking(recipe) else None
             more = _train(recipe, place, dataset, distiller, score, firing, estimate)

@@ -8,6 +8,7 @@ from typing import Any
 
 from spikelet.data import Dataset
 from spikelet.errors import UserError
+from spikelet.train.load import Loaded
 from spikelet.train.stored import stored_object
 
 OFF = 0.1  # deviations that means, or shares that deviations, may differ by unsaid
@@ -36,6 +37,24 @@ def require_classes(run: Path, dataset: Dataset, argument: str = "teacher") -> N
     )
 
 
+def other_test_part(run: Path, dataset: Dataset) -> str | None:
+    """A sentence where data of one name have another test part than a run's had.
+
+    A folder whose images are split by their number is split anew when one is added or taken away.
+    """
+    known = _data(run)
+    hashes = known.get("hashes")
+    then = hashes.get("test") if isinstance(hashes, dict) else None
+    same = dataset.frames is not None or then in (None, dataset.hashes.get("test"))
+    if same or known.get("name") != dataset.name:
+        return None
+    return (
+        f"the test images of {dataset.name} are others than those of the run {run}, which may have "
+        "been trained on some of them: accuracies flatter. Teach one on these images, or keep the "
+        "test apart in folders of its own (DIR/train, DIR/test)"
+    )
+
+
 def seen_otherwise(run: Path, dataset: Dataset) -> str | None:
     """A sentence where a run's images were normalised by other statistics than the data have."""
     known = _data(run)
@@ -61,3 +80,12 @@ def _numbers(found: Any) -> list[float]:
 
 def _shown(values: Sequence[float]) -> str:
     return " ".join(f"{value:.3g}" for value in values)
+
+
+def another(teacher: Loaded, dataset: Dataset) -> list[str]:
+    """Sentences on what a student's data and training have other than its teacher had."""
+    told = [other_test_part(teacher.path, dataset), seen_otherwise(teacher.path, dataset)]
+    frozen = [name for name, each in teacher.net.named_parameters() if not each.requires_grad]
+    if frozen and len(frozen) < len(list(teacher.net.parameters())):
+        told.append(f"{len(frozen)} weights that are frozen in the teacher train in the student")
+    return [each for each in told if each is not None]

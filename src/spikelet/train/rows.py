@@ -32,7 +32,7 @@ EVALUATION_BATCH, ACCELERATED_BATCH = 250, 1000  # of images up to MIDDLING; few
 MIDDLING = 64 * 64  # pixels
 GIVEN, LEARNED = "given, before joint training", "after joint training"
 BEGUN = "of the student's ANN"
-COSTS = ("seconds", "ann_epochs", "macs")
+COSTS = ("seconds", "ann_epochs", "ann_epochs_macs", "macs")
 EVERY = 8  # T up to which a conversion is measured at each number of steps
 
 
