@@ -223,8 +223,8 @@ def make_student(
     neuron = build("neuron", recipe.neuron, NEURONS)
     source, description = beginning(teacher, dataset, recipe.seed)
     scratch, other = recipe.start == "scratch", recipe.model is not None
-    able = teacher.kind == ANN and reason(source) is None
-    plainly = scratch and recipe.method == "convert" and able
+    untrained = scratch and recipe.method == "convert" and teacher.kind == ANN
+    plainly = untrained and reason(source) is None
     fresh = not plainly and (scratch or (other and ann is None))
     if recipe.model is not None and not plainly:
         description = describe(recipe.model, dataset, recipe.seed)

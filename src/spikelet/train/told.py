@@ -12,7 +12,6 @@ from torch import nn
 
 from spikelet.data import Dataset
 from spikelet.distill import Distiller
-from spikelet.errors import UserError
 from spikelet.measure import accuracy
 from spikelet.obstacles import reason
 from spikelet.recipe import Recipe
@@ -20,7 +19,7 @@ from spikelet.terms.term import ANY
 from spikelet.train.load import ANN, Loaded
 from spikelet.train.place import CHECKPOINT, Place
 from spikelet.train.rows import evaluation
-from spikelet.train.run import read_json, stored_identity
+from spikelet.train.run import read_json
 from spikelet.train.running import single, spiking
 
 FEW = 100  # training images that tell whether all are grey
@@ -72,33 +71,20 @@ def doubt(teacher: Mapping[str, Any], dataset: Dataset, place: Place, who: str =
 
 
 def untaught(teacher: Loaded, dataset: Dataset, place: Place) -> None:
-    """Says so, before its student trains, where a teacher hardly knows the data.
+    """Says so, before its student trains, where a teacher that is no run hardly knows the data.
 
-    That of a run was measured on its own images as it ended: it is looked at on others alone.
+    That of a run was measured when it was trained, and what its data had other is told by name.
     """
-    if teacher.kind != ANN or dataset.frames is not None:
-        return
-    spec = teacher.recipe.teacher or {}
     run = teacher.recipe.task == "teach"
-    if "run" in spec or (run and not _other_images(teacher.path, dataset)):
+    if run or teacher.kind != ANN or dataset.frames is not None:
         return
     name, part = "validation", dataset.validation
     if part is None:
         name, part = "training", dataset.train.at(torch.arange(min(len(dataset.train), LOOKED_AT)))
     value = accuracy(teacher.net, evaluation(part, dataset, place.device))
-    who = f"the teacher {teacher.path if run else spec.get('kind')}"
-    fix = "it was trained on other images" if run else "give its trained weights by --weights FILE"
-    _guessing(value, name, dataset, place, who, fix)
-
-
-def _other_images(run: Path, dataset: Dataset) -> bool:
-    """Whether a run trained on other images than these, as far as its folder tells."""
-    try:
-        then = stored_identity(run).get("train images")
-    except UserError:  # it is damaged
-        return False
-    now = dataset.hashes.get("train")
-    return then is not None and now is not None and then != now
+    fix = "give its trained weights by --weights FILE"
+    kind = (teacher.recipe.teacher or {}).get("kind")
+    _guessing(value, name, dataset, place, f"the teacher {kind}", fix)
 
 
 def _guessing(value: float, part: str, dataset: Dataset, place: Place, who: str, fix: str) -> None:
